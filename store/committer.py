@@ -1,0 +1,203 @@
+"""From appended arrays to a durable segment: shards in the writer threads, then the commit."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from .creation import chunk_entry, make_array, with_checksum
+from .definition import CaptureDefinition
+from .errors import SampleError
+from .files import disk_errors, sync_directory, write_durable, write_synced
+from .layout import STAGING, ArraySpec, Site
+from .pipeline import Pipeline
+from .records import RecordLog
+from .segment import OpenSegment, SampleRecord, open_shard, small_files
+from .shards import FileEntry, ShardWriter
+
+_COLUMN_DTYPES = {str: "string", bool: "bool", int: "int64", float: "float64"}
+
+
+class Committer:
+    """Sends samples to shards and commits whole segments.
+
+    Every (site, layer) belongs to one lane of the pipeline, so a shard is written by one thread in
+    order. The lane that ends a segment last commits it; lanes keep their order, so segments are
+    committed in the order in which they were finished.
+
+    Attributes
+    ----------
+    committed
+        Ids of the samples that are durable.
+    segments
+        Numbers of the segments that are durable.
+    """
+
+    def __init__(
+        self, root: Path, definition: CaptureDefinition, log: RecordLog, pipeline: Pipeline
+    ) -> None:
+        self._root = root
+        self._staging = root / STAGING
+        self._definition = definition
+        self._log = log
+        self._pipeline = pipeline
+        self._arrays = [
+            (site, layer) for site in definition.sites for layer in range(len(site.layer_labels))
+        ]
+        records = [r for r in log.records if r.kind == "segment" and r.capture == definition.name]
+        self.committed = {sample.id for record in records for sample in record.samples}
+        self.segments = {record.segment for record in records if record.segment is not None}
+        self._columns: dict[str, str] = {}
+        self._last: dict[str, int] = {}
+        self._uncommitted: list[OpenSegment] = []
+        for record in records:
+            self._columns |= record.attrs.get("columns", {})
+        if records:
+            newest = max(records, key=lambda record: record.segment or 0)
+            self._last = dict(newest.attrs.get("used", {}))
+            self._publish_shapes()
+
+    @property
+    def next_segment(self) -> int:
+        """The number after the highest durable segment of an unplanned capture, else 0."""
+        if self._definition.plan is not None:
+            return 0
+        return max(self.segments, default=-1) + 1
+
+    def settle_columns(self, sample: SampleRecord) -> None:
+        """Settle the data type of a sample's columns before a thread needs them.
+
+        Raises
+        ------
+        SampleError
+            If a column's type is not storable, or differs from the one it had before.
+        """
+        values: dict[str, object] = {**sample.columns, **sample.groups}
+        for name, value in values.items():
+            dtype = _COLUMN_DTYPES.get(type(value))
+            known = self._columns.get(name, dtype)
+            if dtype is None or dtype != known:
+                msg = (
+                    f"sample {sample.id!r}: column {name!r} is {type(value).__name__}; a column is "
+                    f"str, bool, int or float, and always the same (it was {known})"
+                )
+                raise SampleError(msg)
+        self._columns |= {name: _COLUMN_DTYPES[type(value)] for name, value in values.items()}
+
+    def send(self, segment: OpenSegment, arrays: Mapping[str, np.ndarray]) -> None:
+        """Queue one sample's arrays; blocks while the pipeline is full."""
+        if segment not in self._uncommitted:
+            self._uncommitted.append(segment)
+        lanes = self._pipeline.lanes
+        for lane in range(lanes):
+            mine = self._arrays[lane::lanes]
+            parts = [(site, layer, arrays[site.name][layer]) for site, layer in mine]
+            n_bytes = sum(part.nbytes for _, _, part in parts)
+
+            def job(parts: list[tuple[Site, int, np.ndarray]] = parts) -> None:
+                with disk_errors("writing samples"):
+                    for site, layer, part in parts if not segment.dropped else []:
+                        self._shard(segment, site, layer).write(np.ascontiguousarray(part))
+
+            self._pipeline.send(lane, job, n_bytes)
+
+    def finish(self, segment: OpenSegment) -> None:
+        """Queue the end of a segment: fsync of its shards, then the commit."""
+        lanes = self._pipeline.lanes
+        columns = dict(self._columns)
+        entries: list[FileEntry] = []
+        left = [lanes]
+        gate = threading.Lock()
+        for lane in range(lanes):
+            mine = self._arrays[lane::lanes]
+
+            def job(mine: list[tuple[Site, int]] = mine) -> None:
+                with disk_errors("committing a segment"):
+                    done = [self._shard(segment, *array).finish() for array in mine]
+                    with gate:
+                        entries.extend(done)
+                        left[0] -= 1
+                        last = left[0] == 0
+                    if last:
+                        self._commit(segment, entries, columns)
+
+            self._pipeline.send(lane, job)
+
+    def drop(self) -> None:
+        """Remove what uncommitted segments staged; call it after the pipeline has stopped."""
+        for segment in self._uncommitted:
+            for shard in segment.shards.values():
+                shard.abort()
+        self._uncommitted.clear()
+
+    def _shard(self, segment: OpenSegment, site: Site, layer: int) -> ShardWriter:
+        key = (f"{site.kind}.{site.name}", layer)
+        shard = segment.shards.get(key)
+        if shard is None:
+            shard = open_shard(self._definition, site, layer, segment.index, self._staging)
+            segment.shards[key] = shard
+        return shard
+
+    def _commit(
+        self, segment: OpenSegment, shards: list[FileEntry], columns: Mapping[str, str]
+    ) -> None:
+        renames = [(shard.staged, shard.final) for shard in segment.shards.values()]
+        entries = sorted(shards, key=lambda entry: entry.path)
+        self._make_columns(columns)
+        for number, (path, content) in enumerate(small_files(self._definition, segment, columns)):
+            stored = with_checksum(content)
+            source = self._staging / f"small.{number}"
+            write_synced(source, stored)
+            renames.append((source, path))
+            entries.append(chunk_entry(path, stored))
+        for source, path in renames:
+            source.rename(self._root / path)
+        for folder in sorted({(self._root / path).parent for _, path in renames}):
+            sync_directory(folder)
+        used = {"sample": len(segment.samples), **segment.used}
+        groups = sorted({name for sample in segment.samples for name in sample.groups})
+        self._log.commit(
+            "segment",
+            self._definition.name,
+            files=entries,
+            segment=segment.index,
+            samples=segment.entries(self._definition),
+            attrs={
+                "config_digest": self._definition.config_digest,
+                "columns": columns,
+                "groups": groups,
+                "used": used,
+            },
+        )
+        self.committed.update(sample.id for sample in segment.samples)
+        self.segments.add(segment.index)
+        self._uncommitted.remove(segment)
+        self._last = used
+        self._publish_shapes()
+
+    def _make_columns(self, columns: Mapping[str, str]) -> None:
+        for name, dtype in columns.items():
+            spec = self._definition.column_spec(name, dtype)
+            if not (self._root / spec.path).exists():
+                make_array(self._root, spec, self._size(spec))
+
+    def _publish_shapes(self) -> None:
+        """Tell plain Zarr readers of the new length, after the commit, where no plan fixed it."""
+        if self._definition.plan is not None:
+            return
+        for spec in self._definition.segmented_arrays(self._columns):
+            content = spec.metadata(self._size(spec))
+            target = self._root / spec.path / "zarr.json"
+            if target.read_bytes() != content:
+                write_durable(target, content, staging=self._staging)
+
+    def _size(self, spec: ArraySpec) -> int:
+        definition = self._definition
+        if definition.plan is not None:
+            return definition.planned_size(spec)
+        if not self.segments:
+            return 0
+        return definition.cut_size(spec, max(self.segments) + 1, self._last)

@@ -1,0 +1,210 @@
+"""`create_store`: from what a caller declares to a writer on an ordered, locked store."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any
+
+from .chunking import plan_segments, unplanned_shape
+from .creation import (
+    check_same_run,
+    make_capture,
+    prepare_folder,
+    prepare_root,
+    read_metadata,
+    stored_definition,
+    sweep,
+)
+from .definition import CaptureDefinition, plan_digest
+from .errors import InvalidStoreError, SampleError, StoreSpaceError
+from .files import disk_errors, exclusive_lock
+from .layout import COMMITS, FORMAT_NAME, FORMAT_VERSION, Output, SampleRows, Site, check_name
+from .records import RecordLog
+from .writer import Writer, WriterRun
+
+DEFAULT_BUFFER_BYTES = 256 * 2**20
+
+
+def create_store(  # noqa: PLR0913 - everything after the sites is optional and named
+    path: str | Path,
+    *,
+    capture: str,
+    sites: Sequence[Site],
+    outputs: Sequence[Output] = (),
+    config: Mapping[str, Any] | None = None,
+    attrs: Mapping[str, Any] | None = None,
+    plan: Sequence[SampleRows] | None = None,
+    segment_rows: int | None = None,
+    segment_samples: int | None = None,
+    batch_size: int = 1,
+    buffer_bytes: int = DEFAULT_BUFFER_BYTES,
+    threads: int = 1,
+) -> Writer:
+    """Return a writer for one capture of the store at `path`.
+
+    A path that does not exist becomes a new store; an existing store gets the capture added, or
+    the capture is resumed if it is there with the same configuration.
+
+    Parameters
+    ----------
+    path
+        The store's folder.
+    capture
+        Name of the capture.
+    sites
+        What will be recorded, row sites and pooled sites.
+    outputs
+        Values per sample (logits, loss).
+    config
+        JSON-able: all that determines the values. Another one for an existing capture is refused.
+    attrs
+        JSON-able provenance that is not compared.
+    plan
+        All samples in order with their rows per stream. With a plan, arrays have their final shape
+        from the start and the same plan gives the same files, interrupted or not.
+    segment_rows, segment_samples
+        Upper limits for a segment; None chooses.
+    batch_size
+        With a plan: this many consecutive samples stay in one segment.
+    buffer_bytes
+        Bound on the bytes that wait for the disk; `append` blocks beyond it.
+    threads
+        Writer threads.
+
+    Returns
+    -------
+    Writer
+        A context manager.
+
+    Raises
+    ------
+    InvalidStoreError
+        If the path holds something else.
+    ConfigMismatchError
+        If the capture is there with another configuration; names the field.
+    LockedStoreError
+        If another process writes to the store.
+    StoreSpaceError
+        If the plan needs more bytes than the disk has free.
+    """
+    root = Path(path)
+    check_name("capture", capture)
+    _check_sites(sites)
+    segments: list[list[SampleRows]] = []
+    if plan is not None:
+        _check_plan(plan)
+        shape, segments = plan_segments(
+            plan,
+            sites,
+            batch_size=batch_size,
+            segment_rows=segment_rows,
+            segment_samples=segment_samples,
+        )
+    else:
+        shape = unplanned_shape(sites, segment_rows=segment_rows, segment_samples=segment_samples)
+    definition = CaptureDefinition(
+        name=capture,
+        sites=tuple(sites),
+        outputs=tuple(outputs),
+        shape=shape,
+        config=dict(config or {}),
+        attrs=dict(attrs or {}),
+        plan=None if plan is None else plan_digest(plan),
+        planned_sizes=tuple(map(len, segments)),
+        planned_last=_last_used(segments),
+    )
+    stack = ExitStack()
+    with stack, disk_errors(f"opening {root} for writing"):
+        prepare_folder(root)
+        stack.enter_context(exclusive_lock(root / COMMITS / "store.lock"))
+        prepare_root(root)
+        explicit = [s for s, v in (("rows", segment_rows), ("samples", segment_samples)) if v]
+        definition, log = _open_capture(root, definition, explicit)
+        segments = _cut_as_stored(plan, definition) if plan is not None else []
+        _raise_open_files(2 * sum(len(site.layer_labels) for site in sites) + 64)
+        run = WriterRun(segments, buffer_bytes, threads, stack.pop_all())
+        return Writer(root, definition, log, run)
+
+
+def _open_capture(
+    root: Path, asked: CaptureDefinition, explicit: Sequence[str]
+) -> tuple[CaptureDefinition, RecordLog]:
+    attributes = read_metadata(root / "zarr.json")["attributes"]
+    if attributes.get("format") != FORMAT_NAME or attributes.get("version") != FORMAT_VERSION:
+        msg = f"{root} is not a lorascope store of version {FORMAT_VERSION}: name another path"
+        raise InvalidStoreError(msg)
+    log = RecordLog(root)
+    known = [record.capture for record in log.records if record.kind == "capture"]
+    sweep(root, log, known)
+    if asked.name in known:
+        stored = stored_definition(root, asked.name)
+        check_same_run(stored, asked, fixed_shape=explicit)
+        return stored, log
+    twins = [name for name in known if name.casefold() == asked.name.casefold()]
+    if twins:
+        msg = f"capture {asked.name!r} differs from {twins[0]!r} by case only: choose another name"
+        raise SampleError(msg)
+    _check_space(root, asked)
+    make_capture(root, asked, log)
+    return asked, log
+
+
+def _check_space(root: Path, definition: CaptureDefinition) -> None:
+    rows = len(definition.planned_sizes) * definition.shape.rows
+    samples = len(definition.planned_sizes) * definition.shape.samples
+    needed = sum(
+        len(site.layer_labels) * site.row_bytes * (rows if site.kind == "row" else samples)
+        for site in definition.sites
+    )
+    free = shutil.disk_usage(root).free
+    if needed > free:
+        msg = (
+            f"capture {definition.name!r} needs up to {needed / 2**30:.1f} GiB, the disk of {root} "
+            f"has {free / 2**30:.1f} GiB free: record fewer sites or layers, or pooled values only"
+        )
+        raise StoreSpaceError(msg)
+
+
+def _check_sites(sites: Sequence[Site]) -> None:
+    names = [(site.kind, site.name.casefold()) for site in sites]
+    doubled = sorted({name for kind, name in names if names.count((kind, name)) > 1})
+    if not sites or doubled:
+        msg = f"sites named twice: {', '.join(doubled)}" if doubled else "no sites to record"
+        raise SampleError(msg)
+
+
+def _check_plan(plan: Sequence[SampleRows]) -> None:
+    ids = [sample.id for sample in plan]
+    if not ids or len(set(ids)) != len(ids):
+        msg = "a plan needs at least one sample, and every id once"
+        raise SampleError(msg)
+
+
+def _last_used(segments: Sequence[Sequence[SampleRows]]) -> dict[str, int] | None:
+    if not segments:
+        return None
+    used = {"sample": len(segments[-1])}
+    for sample in segments[-1]:
+        for stream, rows in sample.rows.items():
+            used[stream] = used.get(stream, 0) + rows
+    return used
+
+
+def _cut_as_stored(
+    plan: Sequence[SampleRows], definition: CaptureDefinition
+) -> list[list[SampleRows]]:
+    bounds = accumulate(definition.planned_sizes, initial=0)
+    return [list(plan[start:stop]) for start, stop in pairwise(bounds)]
+
+
+def _raise_open_files(needed: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = needed + 256
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))

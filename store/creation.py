@@ -1,0 +1,265 @@
+"""Making a store and a capture on disk, and putting a store in order before a writer uses it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .definition import CaptureDefinition
+from .errors import ConfigMismatchError, InvalidStoreError
+from .files import crc32c, read_file, sync_directory, write_durable, write_synced
+from .layout import (
+    COMMITS,
+    FORMAT_NAME,
+    FORMAT_VERSION,
+    STAGING,
+    ArraySpec,
+    group_metadata,
+    numpy_dtype,
+)
+from .records import RecordLog
+from .shards import CRC_BYTES, FileEntry
+
+_ABSENT = object()
+_OWN_ENTRIES = {"zarr.json", "captures", COMMITS}
+
+
+def prepare_folder(root: Path) -> None:
+    """Make the store's folders; they are nothing yet without the root's `zarr.json`.
+
+    Raises
+    ------
+    InvalidStoreError
+        If the path is a file, or a folder that holds something else.
+    """
+    if root.exists() and not root.is_dir():
+        msg = f"{root} is a file: a store is a folder. Name another path."
+        raise InvalidStoreError(msg)
+    root.mkdir(parents=True, exist_ok=True)
+    foreign = sorted(p.name for p in root.iterdir() if p.name not in _OWN_ENTRIES)
+    if foreign and not (root / "zarr.json").exists():
+        msg = (
+            f"{root} holds other things ({', '.join(foreign[:3])}, …) and no store: "
+            "name an empty or a new folder."
+        )
+        raise InvalidStoreError(msg)
+    (root / STAGING).mkdir(parents=True, exist_ok=True)
+
+
+def prepare_root(root: Path) -> None:
+    """Write the root's metadata if they are not there yet; the caller holds the lock."""
+    staging = root / STAGING
+    clear_folder(staging)
+    if (root / "zarr.json").exists():
+        return
+    captures = root / "captures"
+    captures.mkdir(exist_ok=True)
+    write_durable(captures / "zarr.json", group_metadata({}), staging=staging)
+    attributes = {
+        "format": FORMAT_NAME,
+        "version": FORMAT_VERSION,
+        "uuid": str(uuid.uuid4()),
+        "state": "open",
+    }
+    write_durable(root / "zarr.json", group_metadata(attributes), staging=staging)
+    sync_directory(root.parent)
+
+
+def clear_folder(folder: Path) -> None:
+    """Remove everything below a folder of ours."""
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def make_capture(root: Path, definition: CaptureDefinition, log: RecordLog) -> None:
+    """Make a capture's groups and arrays, all or nothing, and commit its definition."""
+    staged = root / STAGING / "capture"
+    for group in definition.groups():
+        folder = staged / group.removeprefix(definition.root).lstrip("/")
+        folder.mkdir(parents=True, exist_ok=True)
+        content = definition.metadata() if group == definition.root else group_metadata({})
+        write_synced(folder / "zarr.json", content)
+    for spec in definition.segmented_arrays({}):
+        _write_array(staged, definition, spec, spec.metadata(definition.planned_size(spec)))
+    files = [file_entry(f"{definition.root}/zarr.json", definition.metadata())]
+    for site in definition.sites:
+        spec = definition.layer_spec(site)
+        folder = _write_array(staged, definition, spec, spec.metadata())
+        labels = with_checksum(np.array(site.layer_labels, "<i8").tobytes())
+        write_synced(folder / "c.0", labels)
+        files.append(chunk_entry(spec.chunk_path(0), labels))
+    for folder in [staged, *(p for p in staged.rglob("*") if p.is_dir())]:
+        sync_directory(folder)
+    staged.rename(root / definition.root)
+    sync_directory(root / "captures")
+    log.commit(
+        "capture",
+        definition.name,
+        files=files,
+        attrs={"config_digest": definition.config_digest},
+    )
+
+
+def make_array(
+    root: Path, spec: ArraySpec, cut_size: int | None, chunk: bytes | None = None
+) -> None:
+    """Make one array durable, all or nothing, with its only chunk where one is given."""
+    staged = root / STAGING / f"array-{time.monotonic_ns()}"
+    staged.mkdir()
+    write_synced(staged / "zarr.json", spec.metadata(cut_size))
+    if chunk is not None:
+        write_synced(staged / Path(spec.chunk_path(*(0 for _ in spec.shape))).name, chunk)
+    sync_directory(staged)
+    target = root / spec.path
+    staged.rename(target)
+    sync_directory(target.parent)
+
+
+def _write_array(
+    staged: Path, definition: CaptureDefinition, spec: ArraySpec, metadata: bytes
+) -> Path:
+    folder = staged / spec.path.removeprefix(f"{definition.root}/")
+    folder.mkdir(parents=True)
+    write_synced(folder / "zarr.json", metadata)
+    return folder
+
+
+def with_checksum(content: bytes) -> bytes:
+    """Return a chunk as the codec `crc32c` stores it."""
+    return content + np.uint32(crc32c(content)).tobytes()
+
+
+def file_entry(path: str, content: bytes) -> FileEntry:
+    """Return what a record says of a file of metadata."""
+    return FileEntry(path, len(content), crc32c(content))
+
+
+def chunk_entry(path: str, content: bytes) -> FileEntry:
+    """Return what a record says of a file that is one chunk with its checksum."""
+    payload = content[:-CRC_BYTES]
+    return FileEntry(path, len(content), crc32c(content), (crc32c(payload),), len(payload))
+
+
+def parameter_chunk(values: np.ndarray, dtype: str) -> bytes:
+    """Return a parameter's only chunk."""
+    return with_checksum(np.ascontiguousarray(values, numpy_dtype(dtype)).tobytes())
+
+
+def sweep(root: Path, log: RecordLog, captures: Iterable[str]) -> None:
+    """Remove what no record names: captures and parameters half made, shards never committed."""
+    named = {entry.path for record in log.records for entry in record.files}
+    known = set(captures)
+    for capture in [p for p in (root / "captures").iterdir() if p.is_dir()]:
+        if capture.name not in known:
+            shutil.rmtree(capture)
+            continue
+        for path in [p for p in capture.rglob("c*") if p.is_file()]:
+            relative = path.relative_to(root).as_posix()
+            if relative not in named:
+                path.unlink()
+        for folder in [p for p in (capture / "parameters").iterdir() if p.is_dir()]:
+            if not any(path.name != "zarr.json" for path in folder.iterdir()):
+                shutil.rmtree(folder)
+
+
+def check_same_run(
+    stored: CaptureDefinition, asked: CaptureDefinition, *, fixed_shape: Sequence[str]
+) -> None:
+    """Raise `ConfigMismatchError` that names the first field in which two definitions differ.
+
+    Parameters
+    ----------
+    stored, asked
+        The capture in the store and the one that somebody wants to continue.
+    fixed_shape
+        Which of `rows`, `samples` were asked for explicitly (others follow the store).
+    """
+    difference = first_difference(stored.config, asked.config)
+    if difference is None and stored.plan != asked.plan:
+        difference = ("the samples (ids, order or rows)", "another plan", "this plan")
+    if difference is None and stored.outputs != asked.outputs:
+        difference = ("outputs", _names(stored.outputs), _names(asked.outputs))
+    if difference is None:
+        difference = _site_difference(stored, asked)
+    for side in fixed_shape:
+        if difference is None and getattr(stored.shape, side) != getattr(asked.shape, side):
+            difference = (
+                f"segment_{side}",
+                getattr(stored.shape, side),
+                getattr(asked.shape, side),
+            )
+    if difference is None:
+        return
+    field, there, here = difference
+    msg = (
+        f"capture {stored.name!r} is in the store already, made with another configuration: "
+        f"{field} is {_short(there)} there and {_short(here)} now. "
+        "Use another store, another capture name, or the same configuration."
+    )
+    raise ConfigMismatchError(msg)
+
+
+def _site_difference(
+    stored: CaptureDefinition, asked: CaptureDefinition
+) -> tuple[str, object, object] | None:
+    if stored.sites == asked.sites:
+        return None
+    if _names(stored.sites) != _names(asked.sites):
+        return "sites", _names(stored.sites), _names(asked.sites)
+    there, here = next((a, b) for a, b in zip(stored.sites, asked.sites, strict=True) if a != b)
+    return f"site {there.name}", there.to_dict(), here.to_dict()
+
+
+def _names(items: Sequence[Any]) -> str:
+    return ", ".join(item.name for item in items)
+
+
+def _short(value: object) -> str:
+    if value is _ABSENT:
+        return "absent"
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= 120 else text[:117] + "…"
+
+
+def first_difference(
+    stored: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = ""
+) -> tuple[str, object, object] | None:
+    """Return dotted field, stored value and asked value of the first difference, or None."""
+    for key in sorted({*stored, *asked}):
+        there, here = stored.get(key, _ABSENT), asked.get(key, _ABSENT)
+        if isinstance(there, Mapping) and isinstance(here, Mapping):
+            inner = first_difference(there, here, f"{prefix}{key}.")
+            if inner is not None:
+                return inner
+        elif there != here:
+            return f"{prefix}{key}", there, here
+    return None
+
+
+def stored_definition(root: Path, name: str) -> CaptureDefinition:
+    """Return the definition of a capture that the store holds."""
+    from_json = read_metadata(root / "captures" / name / "zarr.json")
+    return CaptureDefinition.from_attributes(name, from_json["attributes"])
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Return the object in a `zarr.json`; raises `InvalidStoreError` if there is none."""
+    try:
+        value = json.loads(read_file(path))
+    except (OSError, ValueError, RecursionError) as error:
+        msg = f"{path} cannot be read as Zarr metadata: {error}"
+        raise InvalidStoreError(msg) from error
+    if not isinstance(value, dict) or not isinstance(value.get("attributes"), dict):
+        msg = f"{path} is not the metadata of a Zarr group"
+        raise InvalidStoreError(msg)
+    return value

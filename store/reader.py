@@ -1,0 +1,160 @@
+"""Opening a store: what is committed, as captures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .capture import Capture
+from .creation import file_entry, read_metadata
+from .dataset import site_dataset
+from .definition import CaptureDefinition
+from .digest import content_digest
+from .errors import DamagedStoreError, InvalidStoreError, MissingCaptureError
+from .files import read_file
+from .layout import FORMAT_NAME, FORMAT_VERSION
+from .records import RecordLog
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+
+
+class Store:
+    """A store that was opened for reading; made by `open_store`.
+
+    Notes
+    -----
+    Only what commit records name is visible, so a store that is being written can be read.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.path = root
+        attributes = _root_attributes(root)
+        self.uuid: str = attributes["uuid"]
+        self.state: str = attributes["state"]
+        self.log = RecordLog(root)
+        self._captures = {
+            record.capture: Capture(root, _definition(root, record.capture, self.log), self.log)
+            for record in self.log.records
+            if record.kind == "capture"
+        }
+
+    @property
+    def captures(self) -> list[str]:
+        """Names of the captures, in the order in which they were made."""
+        return list(self._captures)
+
+    @property
+    def samples(self) -> pd.DataFrame:
+        """The samples of all captures, with the column `capture` in front."""
+        import pandas as pd
+
+        tables = [capture.samples.assign(capture=name) for name, capture in self._captures.items()]
+        if not tables:
+            return pd.DataFrame(columns=["capture", "id", "label", "exposed", "segment"])
+        table = pd.concat(tables, ignore_index=True)
+        return table.reindex(columns=["capture", *(c for c in table.columns if c != "capture")])
+
+    def capture(self, name: str) -> Capture:
+        """Return a capture by name.
+
+        Raises
+        ------
+        MissingCaptureError
+            If there is none; says which there are.
+        """
+        if name not in self._captures:
+            msg = (
+                f"{self.path} holds no capture {name!r}. "
+                f"Present: {', '.join(self._captures) or 'none'}."
+            )
+            raise MissingCaptureError(msg)
+        return self._captures[name]
+
+    def dataset(self, *, capture: str, site: str, pool: str | None = None) -> xr.Dataset:
+        """Return a lazy dataset of one site, with one dask chunk per shard.
+
+        Parameters
+        ----------
+        capture
+            Name of the capture.
+        site
+            Name of the site.
+        pool
+            Name of a pool (`mean_valid`); None for rows.
+
+        Returns
+        -------
+        xarray.Dataset
+            `values` `[layer, row, feature]` or `[layer, sample, feature]`, float32 (float64 where
+            stored so); coordinates `layer`, and per row `sample` (the sample's number) and
+            `position`. Checksums are checked when values are computed.
+        """
+        return site_dataset(self.capture(capture), site, pool)
+
+    def content_digest(self) -> str:
+        """Return the digest of the values: the same run gives the same one (see `FORMAT.md`)."""
+        return content_digest(self._captures)
+
+
+def open_store(path: str | Path) -> Store:
+    """Open a store for reading.
+
+    Parameters
+    ----------
+    path
+        The store's folder.
+
+    Returns
+    -------
+    Store
+        Captures and samples that are committed.
+
+    Raises
+    ------
+    InvalidStoreError
+        If there is no lorascope store of this version at the path.
+    DamagedStoreError
+        If commit records or definitions were changed.
+    """
+    root = Path(path)
+    if not root.exists():
+        msg = f"{root} does not exist: name the folder that capture-run or create_store wrote."
+        raise InvalidStoreError(msg)
+    return Store(root)
+
+
+def _root_attributes(root: Path) -> dict[str, Any]:
+    if not (root / "zarr.json").is_file():
+        msg = f"{root} is not a lorascope store: it has no zarr.json."
+        raise InvalidStoreError(msg)
+    attributes = read_metadata(root / "zarr.json")["attributes"]
+    if attributes.get("format") != FORMAT_NAME:
+        msg = f"{root} is a Zarr group, but not a lorascope store (no format {FORMAT_NAME!r})."
+        raise InvalidStoreError(msg)
+    if attributes.get("version") != FORMAT_VERSION:
+        msg = (
+            f"{root} has format version {attributes.get('version')!r}; this lorascope reads "
+            f"version {FORMAT_VERSION}: upgrade it."
+        )
+        raise InvalidStoreError(msg)
+    if not isinstance(attributes.get("uuid"), str) or attributes.get("state") != "open":
+        msg = f"{root}/zarr.json has no uuid or an unknown state."
+        raise InvalidStoreError(msg)
+    return attributes
+
+
+def _definition(root: Path, name: str, log: RecordLog) -> CaptureDefinition:
+    path = f"captures/{name}/zarr.json"
+    record = next(r for r in log.records if r.kind == "capture" and r.capture == name)
+    named = next((entry for entry in record.files if entry.path == path), None)
+    try:
+        content = read_file(root / path)
+    except OSError as error:
+        msg = f"{path} cannot be read: {error.strerror}"
+        raise DamagedStoreError(msg) from error
+    if named is None or file_entry(path, content) != named:
+        msg = f"{path} was changed after the capture was made"
+        raise DamagedStoreError(msg)
+    return CaptureDefinition.from_attributes(name, read_metadata(root / path)["attributes"])

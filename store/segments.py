@@ -1,0 +1,187 @@
+"""From sample numbers to files: which segments, which slots, which inner chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .chunking import chunk_rows
+from .definition import CaptureDefinition
+from .errors import DamagedStoreError, SampleError
+from .layout import ArraySpec, Site, numpy_dtype
+from .records import Record, RecordLog
+from .shards import FileEntry, decode_strings, read_shard_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The part of a window that lies in one segment."""
+
+    record: Record
+    """The segment's record."""
+    start: int
+    """First slot within the segment."""
+    stop: int
+    """One past the last slot within the segment."""
+
+
+type Window = list[Piece]
+
+
+class SegmentIndex:
+    """The committed segments of one capture and where their samples are."""
+
+    def __init__(self, definition: CaptureDefinition, log: RecordLog) -> None:
+        self._definition = definition
+        records = [r for r in log.records if r.kind == "segment" and r.capture == definition.name]
+        self.records = sorted(records, key=lambda record: record.segment or 0)
+        numbers = [record.segment for record in self.records]
+        if len(set(numbers)) != len(numbers):
+            msg = f"capture {definition.name!r}: a segment was committed twice"
+            raise DamagedStoreError(msg)
+        sizes = [len(record.samples) for record in self.records]
+        self._first = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        self.columns: dict[str, str] = {}
+        self.groups: tuple[str, ...] = ()
+        for record in self.records:
+            self.columns |= record.attrs["columns"]
+            self.groups = tuple(dict.fromkeys([*self.groups, *record.attrs["groups"]]))
+
+    def __len__(self) -> int:
+        """Return the number of committed segments."""
+        return len(self.records)
+
+    @property
+    def n_samples(self) -> int:
+        """Number of committed samples."""
+        return int(self._first[-1])
+
+    def row_counts(self, stream: str) -> np.ndarray:
+        """Return the rows of every sample in a stream."""
+        counts = [s.rows[stream][1] for record in self.records for s in record.samples]
+        return np.array(counts, np.int64)
+
+    def window(self, samples: slice, stream: str | None = None) -> Window:
+        """Return the pieces that hold consecutive samples, in order.
+
+        Parameters
+        ----------
+        samples
+            A slice of sample numbers, step 1.
+        stream
+            Count slots in rows of this stream; None counts in samples.
+        """
+        start, stop, step = samples.indices(self.n_samples)
+        if step != 1:
+            msg = f"samples must be consecutive, got {samples}"
+            raise SampleError(msg)
+        return [
+            _piece(record, max(start - first, 0), min(stop, last) - first, stream)
+            for record, first, last in self._spans()
+            if max(start, first) < min(stop, last)
+        ]
+
+    def holding(self, spec: ArraySpec) -> set[int]:
+        """Return the numbers of the segments that have a chunk of an array."""
+        return {
+            record.segment
+            for record in self.records
+            if record.segment is not None
+            and any(e.path == spec.chunk_path(record.segment) for e in record.files)
+        }
+
+    def _spans(self) -> Iterator[tuple[Record, int, int]]:
+        return zip(self.records, self._first[:-1].tolist(), self._first[1:].tolist(), strict=True)
+
+
+def _piece(record: Record, first: int, last: int, stream: str | None) -> Piece:
+    if stream is None:
+        return Piece(record, first, last)
+    origin = record.samples[0].rows[stream][0]
+    start = record.samples[first].rows[stream][0] - origin
+    end, count = record.samples[last - 1].rows[stream]
+    return Piece(record, start, end + count - origin)
+
+
+class SegmentReader:
+    """Reads windows of a capture's arrays, checking every byte against the records."""
+
+    def __init__(self, root: Path, definition: CaptureDefinition) -> None:
+        self._root = root
+        self._definition = definition
+
+    def rows(self, site: Site, layer: int, window: Window) -> np.ndarray:
+        """Return rows as stored: `[row, feature]`."""
+        inner = chunk_rows(site, self._definition.shape.rows)
+        return self._sharded(site, layer, window, inner)
+
+    def pooled(self, site: Site, layer: int, window: Window) -> np.ndarray:
+        """Return pooled values as stored: `[sample, feature]`."""
+        return self._sharded(site, layer, window, self._definition.shape.samples)
+
+    def _sharded(self, site: Site, layer: int, window: Window, inner: int) -> np.ndarray:
+        total = sum(piece.stop - piece.start for piece in window)
+        out = np.empty((total, site.width), numpy_dtype(site.dtype))
+        spec = self._definition.values_spec(site)
+        at = 0
+        for piece in window:
+            count = piece.stop - piece.start
+            if not count:
+                continue
+            entry = find_entry(piece.record, spec.chunk_path(layer, piece.record.segment or 0, 0))
+            chunks = range(piece.start // inner, -(-piece.stop // inner))
+            raw = read_shard_bytes(self._root / entry.path, entry, chunks)
+            skip = piece.start - chunks.start * inner
+            _copy_rows(raw, out[at : at + count], skip, inner)
+            at += count
+        return out
+
+    def plain(self, spec: ArraySpec, window: Window) -> np.ndarray:
+        """Return a window of an array that has one chunk per segment."""
+        native = numpy_dtype(spec.dtype)
+        parts = [np.empty((0, *spec.chunk[1:]), native)]
+        for piece in window:
+            index = [piece.record.segment or 0, *(0 for _ in spec.chunk[1:])]
+            entry = find_entry(piece.record, spec.chunk_path(*index))
+            values = np.frombuffer(read_checked(self._root, entry), native)
+            parts.append(values.reshape(spec.chunk)[piece.start : piece.stop])
+        return np.concatenate(parts)
+
+    def strings(self, spec: ArraySpec, window: Window, holders: set[int]) -> list[str]:
+        """Return a window of a column of strings; empty where a segment has no such column."""
+        values: list[str] = []
+        for piece in window:
+            if piece.record.segment not in holders:
+                values += [""] * (piece.stop - piece.start)
+                continue
+            entry = find_entry(piece.record, spec.chunk_path(piece.record.segment))
+            values += decode_strings(read_checked(self._root, entry))[piece.start : piece.stop]
+        return values
+
+
+def _copy_rows(raw: np.ndarray, out: np.ndarray, skip: int, inner: int) -> None:
+    """Copy rows from checked chunks `[chunk, bytes]` to `out`, leaving out the first `skip`."""
+    done = 0
+    for chunk in raw:
+        rows = chunk.view(out.dtype).reshape(inner, out.shape[1])[skip:]
+        rows = rows[: len(out) - done]
+        out[done : done + len(rows)] = rows
+        done += len(rows)
+        skip = 0
+
+
+def find_entry(record: Record, path: str) -> FileEntry:
+    """Return what a record says of a file; raises `DamagedStoreError` if it does not name it."""
+    for entry in record.files:
+        if entry.path == path:
+            return entry
+    msg = f"{path} is not named by the commit record {record.file_name}"
+    raise DamagedStoreError(msg)
+
+
+def read_checked(root: Path, entry: FileEntry) -> bytes:
+    """Return the only chunk of a file, without its checksum, after comparing with the record."""
+    return read_shard_bytes(root / entry.path, entry, range(1))[0].tobytes()

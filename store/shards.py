@@ -1,0 +1,217 @@
+"""Streamed shards: a Zarr v3 shard with its index at the end, written in one go with no buffer.
+
+The uncompressed inner chunks of a shard follow each other in the file, each with its CRC-32C. Rows
+go to the file as they come; the checksum of the open chunk is carried along, so a shard costs no
+memory whatever its size. The index (offset and length of every inner chunk, then a CRC-32C) is
+written at close; inner chunks that were never reached are marked missing and read as NaN.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .errors import DamagedStoreError
+from .files import crc32c
+
+_MISSING = np.uint64(2**64 - 1)
+CRC_BYTES = 4
+WRITE_BUFFER_BYTES = 2**16
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """What a commit record says of one file."""
+
+    path: str
+    """Path below the store's root."""
+    size: int
+    """Bytes."""
+    crc32c: int
+    """CRC-32C of the whole file: any flipped bit changes it."""
+    chunks: tuple[int, ...] = ()
+    """CRC-32C of every chunk without its own checksum; empty for a file of metadata.
+
+    A chunk followed by its CRC has the same CRC whatever the chunk holds, so the CRC of the file
+    cannot tell a sound chunk from another sound one that was put in its place; these can.
+    """
+    chunk_bytes: int = 0
+    """Bytes of one chunk without its checksum."""
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the JSON form."""
+        body: dict[str, object] = {"path": self.path, "size": self.size, "crc32c": self.crc32c}
+        if self.chunks:
+            body |= {"chunks": list(self.chunks), "chunk_bytes": self.chunk_bytes}
+        return body
+
+
+class ShardWriter:
+    """Append-only writer of one shard into a staged file.
+
+    Parameters
+    ----------
+    staged
+        File to create; it is renamed to `final` by the committer.
+    final
+        Path below the store's root.
+    chunk_bytes
+        Bytes of one inner chunk without its checksum.
+    n_chunks
+        Inner chunks that the shard has room for.
+    fill
+        Bytes of one fill value; the tail of the last chunk is made of it.
+    """
+
+    def __init__(
+        self, staged: Path, final: str, *, chunk_bytes: int, n_chunks: int, fill: bytes
+    ) -> None:
+        self.staged = staged
+        self.final = final
+        self._chunk_bytes = chunk_bytes
+        self._n_chunks = n_chunks
+        self._fill = fill
+        self._file = staged.open("xb", buffering=WRITE_BUFFER_BYTES)
+        self._in_chunk = 0
+        self._chunk_crc = 0
+        self._file_crc = 0
+        self._size = 0
+        self._crcs: list[int] = []
+
+    def write(self, data: np.ndarray) -> None:
+        """Append the bytes of a C-contiguous array."""
+        flat = data.reshape(-1).view(np.uint8)
+        while flat.size:
+            part = flat[: self._chunk_bytes - self._in_chunk]
+            self._emit(part)
+            self._chunk_crc = crc32c(part, self._chunk_crc)
+            self._in_chunk += part.size
+            flat = flat[part.size :]
+            if self._in_chunk == self._chunk_bytes:
+                self._end_chunk()
+
+    def finish(self) -> FileEntry:
+        """Pad the open chunk, write the index, make the file durable and describe it."""
+        if self._in_chunk:
+            missing = self._chunk_bytes - self._in_chunk
+            self.write(np.frombuffer(self._fill * (missing // len(self._fill)), np.uint8))
+        index = np.full((self._n_chunks, 2), _MISSING, "<u8")
+        stride = self._chunk_bytes + CRC_BYTES
+        index[: len(self._crcs), 0] = np.arange(len(self._crcs), dtype="<u8") * stride
+        index[: len(self._crcs), 1] = stride
+        self._emit(index.reshape(-1).view(np.uint8))
+        self._emit(_crc_array(crc32c(index)))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        return FileEntry(
+            self.final, self._size, self._file_crc, tuple(self._crcs), self._chunk_bytes
+        )
+
+    def abort(self) -> None:
+        """Close and remove the staged file; the disk may refuse what is still buffered."""
+        with suppress(OSError):
+            self._file.close()
+        self.staged.unlink(missing_ok=True)
+
+    def _end_chunk(self) -> None:
+        self._crcs.append(self._chunk_crc)
+        self._emit(_crc_array(self._chunk_crc))
+        self._in_chunk = 0
+        self._chunk_crc = 0
+
+    def _emit(self, data: np.ndarray) -> None:
+        self._file.write(data.data)
+        self._file_crc = crc32c(data, self._file_crc)
+        self._size += data.size
+
+
+def read_shard_bytes(path: Path, entry: FileEntry, chunks: range) -> np.ndarray:
+    """Return the bytes of consecutive chunks, each checked against the commit record.
+
+    Parameters
+    ----------
+    path
+        The file on disk.
+    entry
+        What its record says.
+    chunks
+        Consecutive chunks to read.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8 `[len(chunks), entry.chunk_bytes]`.
+
+    Raises
+    ------
+    DamagedStoreError
+        If the file is absent, short, or a chunk's checksum differs from the record's.
+    """
+    stride = entry.chunk_bytes + CRC_BYTES
+    data = np.empty(len(chunks) * stride, np.uint8)
+    got = read_range(path, data, chunks.start * stride)
+    if got != data.size:
+        msg = f"{entry.path} is truncated: {got} of {data.size} bytes at {chunks.start * stride}"
+        raise DamagedStoreError(msg)
+    table = data.reshape(len(chunks), stride)[:, : entry.chunk_bytes]
+    for number, chunk in zip(chunks, table, strict=True):
+        if number >= len(entry.chunks) or crc32c(chunk) != entry.chunks[number]:
+            msg = f"{entry.path}: the checksum of chunk {number} differs from its commit record"
+            raise DamagedStoreError(msg)
+    return table
+
+
+def read_range(path: Path, out: np.ndarray, offset: int) -> int:
+    """Fill a uint8 array from a file at `offset`; return the bytes got."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError as error:
+        msg = f"{path.name} cannot be read: {error.strerror} ({path})"
+        raise DamagedStoreError(msg) from error
+    try:
+        done = 0
+        while done < out.size:
+            count = os.preadv(descriptor, [out[done:].data], offset + done)
+            if count == 0:
+                break
+            done += count
+        return done
+    finally:
+        os.close(descriptor)
+
+
+def _crc_array(value: int) -> np.ndarray:
+    return np.array([value], "<u4").view(np.uint8)
+
+
+def encode_strings(values: Sequence[str]) -> bytes:
+    """Return the `vlen-utf8` encoding: count, then length and bytes of each string."""
+    parts = [np.uint32(len(values)).tobytes()]
+    for value in values:
+        data = value.encode()
+        parts += [np.uint32(len(data)).tobytes(), data]
+    return b"".join(parts)
+
+
+def decode_strings(data: bytes) -> list[str]:
+    """Return the strings of a `vlen-utf8` chunk; raises `DamagedStoreError` if it is none."""
+    try:
+        count = int.from_bytes(data[:4], "little")
+        values, at = [], 4
+        for _ in range(count):
+            size = int.from_bytes(data[at : at + 4], "little")
+            values.append(data[at + 4 : at + 4 + size].decode())
+            at += 4 + size
+    except UnicodeDecodeError as error:
+        msg = "a chunk of strings is not UTF-8"
+        raise DamagedStoreError(msg) from error
+    if at != len(data):
+        msg = "a chunk of strings has a wrong length"
+        raise DamagedStoreError(msg)
+    return values

@@ -1,0 +1,91 @@
+"""The store opens without lorascope: in zarr, in xarray and in TensorStore."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import tensorstore
+import xarray as xr
+import zarr
+from lorascope.store import SampleRows, Site, create_store, open_store
+
+DTYPES = ["float16", "bfloat16", "float32", "float64"]
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["planned", "unplanned"])
+def store_path(request, tmp_path_factory):
+    """Two short segments of ragged samples, each storage type a site."""
+    path = tmp_path_factory.mktemp("interop") / "s.zarr"
+    sites = [Site(f"x.{dtype}", [0, 3], 5, dtype) for dtype in DTYPES]
+    sites += [Site("x.mean", None, 5, kind="sample")]
+    rng = np.random.default_rng(11)
+    counts = [3, 1, 4, 2, 6]
+    plan = [SampleRows(f"s{i}", {"tokens": n}) for i, n in enumerate(counts)]
+    with create_store(
+        path, capture="a", sites=sites, segment_samples=2, plan=plan if request.param else None
+    ) as writer:
+        for number, count in enumerate(counts):
+            x = rng.standard_normal((2, count, 5)).astype(np.float32)
+            values = {f"x.{dtype}": x for dtype in DTYPES} | {"x.mean": x[0].mean(0)}
+            writer.append(f"s{number}", values, label="ärger", groups={"speaker": "01"})
+    return path
+
+
+def used_rows(path) -> np.ndarray:
+    """Row slots that hold a row, from the row column that plain readers see."""
+    sample = zarr.open_array(path / "captures/a/rows/tokens/sample", mode="r")
+    return np.flatnonzero(np.asarray(sample[:]) >= 0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_zarr_and_tensorstore_read_the_same(store_path, dtype):
+    folder = store_path / f"captures/a/sites/x.{dtype}/values"
+    array = zarr.open_array(folder, mode="r")
+    plain = np.asarray(array[:])
+    assert array.metadata.dimension_names == ("layer", "row", "feature")
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(folder)}}
+    other = np.asarray(tensorstore.open(spec).result().read().result())
+    assert other.tobytes() == plain.tobytes()
+    used = used_rows(store_path)
+    for position, layer in enumerate((0, 3)):
+        ours = open_store(store_path).capture("a").read_rows(f"x.{dtype}", layer)
+        np.testing.assert_array_equal(plain[position, used].astype(ours.dtype), ours)
+    unused = np.setdiff1d(np.arange(plain.shape[1]), used)
+    assert len(unused)
+    assert np.isnan(plain[:, unused].astype(np.float32)).all()
+
+
+def test_xarray_opens_every_group(store_path):
+    capture = store_path / "captures/a"
+    resid = xr.open_zarr(capture / "sites/x.bfloat16", consolidated=False)
+    assert resid["values"].dims == ("layer", "row", "feature")
+    assert resid["layer"].to_numpy().tolist() == [0, 3]
+    pooled = xr.open_zarr(capture / "pooled/x.mean", consolidated=False)
+    assert pooled["values"].dims == ("layer", "sample", "feature")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*vlen-utf8.*|.*string.*")
+        samples = xr.open_zarr(capture / "samples", consolidated=False).load()
+    assert [x for x in samples["id"].to_numpy().tolist() if x] == [f"s{i}" for i in range(5)]
+    assert set(samples["label"].to_numpy().tolist()) <= {"ärger", ""}
+
+
+def test_the_root_opens_as_a_zarr_group(store_path):
+    root = zarr.open_group(store_path, mode="r")
+    assert root.attrs["format"] == "lorascope"
+    assert root["captures/a/sites/x.float32/values"].shape[0] == 2
+
+
+def test_a_flipped_bit_is_an_error_in_plain_zarr_too(store_path):
+    folder = store_path / "captures/a/sites/x.float64/values"
+    shard = next(folder.glob("c.0.0.0"))
+    content = bytearray(shard.read_bytes())
+    content[7] ^= 1
+    shard.write_bytes(content)
+    try:
+        with pytest.raises(ValueError, match="(?i)checksum|crc"):
+            zarr.open_array(folder, mode="r")[:]
+    finally:
+        content[7] ^= 1
+        shard.write_bytes(content)

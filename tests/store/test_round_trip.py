@@ -1,0 +1,159 @@
+"""What was appended comes back, bit for bit in the storage type, under any segmentation."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lorascope.store import Output, SampleRows, Site, create_store, open_store, verify_store
+
+from .conftest import make_samples, plan_of
+
+
+def stacked(samples, site, layer):
+    return np.concatenate(
+        [s["values"][site][layer] if layer is not None else s["values"][site] for s in samples]
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"segment_samples": 4},
+        {"segment_rows": 40},
+        {"plan": True, "batch_size": 3},
+        {"plan": True, "segment_samples": 5},
+        {"threads": 3, "segment_samples": 6},
+        {"buffer_bytes": 1},
+    ],
+    ids=str,
+)
+def test_values_come_back(write_store, options):
+    samples = make_samples()
+    if options.pop("plan", False):
+        options["plan"] = plan_of(samples)
+    store = open_store(write_store(samples=samples, **options))
+    capture = store.capture("base")
+    assert capture.samples["id"].tolist() == [s["id"] for s in samples]
+    assert capture.samples["label"].tolist() == [s["label"] for s in samples]
+    assert capture.samples["exposed"].tolist() == [s["exposed"] for s in samples]
+    assert capture.samples["speaker"].tolist() == [s["groups"]["speaker"] for s in samples]
+    assert capture.samples["raw_label"].tolist() == [s["columns"]["raw_label"] for s in samples]
+    assert capture.samples["take"].tolist() == [s["columns"]["take"] for s in samples]
+    assert capture.groups == ("speaker",)
+    np.testing.assert_array_equal(capture.read_rows("embed", None), stacked(samples, "embed", None))
+    for layer in (0, 1):
+        exact = stacked(samples, "resid_post", layer).astype(ml_dtypes.bfloat16)
+        np.testing.assert_array_equal(capture.read_rows("resid_post", layer), exact.astype("f4"))
+        np.testing.assert_array_equal(
+            capture.read_pooled("resid_post.mean_valid", layer),
+            [s["values"]["resid_post.mean_valid"][layer] for s in samples],
+        )
+    np.testing.assert_array_equal(
+        capture.read_output("logits"), np.float32([s["outputs"]["logits"] for s in samples])
+    )
+    assert capture.read_output("loss").tolist() == list(range(len(samples)))
+    assert verify_store(store.path).ok
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_any_slice_of_samples(data, tmp_path_factory):
+    counts = data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=12))
+    segment_samples = data.draw(st.integers(1, 5))
+    path = tmp_path_factory.mktemp("slices") / "s.zarr"
+    arrays = [np.arange(n * 3, dtype=np.float64).reshape(1, n, 3) + 100 * i for i, n in enumerate(counts)]
+    with create_store(
+        path, capture="a", sites=[Site("x", [7], 3, "float64")], segment_samples=segment_samples
+    ) as writer:
+        for number, array in enumerate(arrays):
+            writer.append(str(number), {"x": array})
+    capture = open_store(path).capture("a")
+    start = data.draw(st.integers(0, len(counts)))
+    stop = data.draw(st.integers(start, len(counts)))
+    expected = np.concatenate([np.empty((0, 3)), *(a[0] for a in arrays[start:stop])])
+    got = capture.read_rows("x", 7, slice(start, stop))
+    assert got.dtype == np.float64
+    np.testing.assert_array_equal(got, expected)
+    positions = np.concatenate([np.arange(0), *(np.arange(n) for n in counts[start:stop])])
+    np.testing.assert_array_equal(capture.read_positions("tokens", slice(start, stop)), positions)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_every_storage_type_keeps_its_own_values(tmp_path, dtype):
+    native = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
+    special = np.array([0.0, -0.0, 1e-40, 65504.0, np.inf, -np.inf, np.nan, 1 / 3])
+    with np.errstate(over="ignore"):
+        values = special.astype(native).reshape(1, 2, 4)
+    with create_store(tmp_path / "s", capture="a", sites=[Site("x", [0], 4, dtype)]) as writer:
+        writer.append("one", {"x": values})
+    stored = open_store(tmp_path / "s").capture("a").read_stored("x", 0)
+    assert stored.tobytes() == values.tobytes()
+    read = open_store(tmp_path / "s").capture("a").read_rows("x", 0)
+    np.testing.assert_array_equal(read, values[0].astype(read.dtype))
+
+
+def test_given_positions_and_streams(tmp_path):
+    sites = [Site("a", [0], 2, stream="encoder"), Site("b", [0], 2, stream="decoder")]
+    with create_store(tmp_path / "s", capture="c", sites=sites, outputs=[Output("n", (), "int64")]) as w:
+        for number in range(3):
+            w.append(
+                f"{number}",
+                {"a": np.ones((1, 4, 2)), "b": np.ones((1, 2 + number, 2))},
+                positions={"encoder": np.array([0, 5, 10, 15])},
+                outputs={"n": number},
+            )
+    capture = open_store(tmp_path / "s").capture("c")
+    assert capture.row_counts("encoder").tolist() == [4, 4, 4]
+    assert capture.row_counts("decoder").tolist() == [2, 3, 4]
+    assert capture.read_positions("encoder", slice(1, 2)).tolist() == [0, 5, 10, 15]
+    assert capture.read_positions("decoder", slice(2, 3)).tolist() == [0, 1, 2, 3]
+    assert capture.read_output("n").tolist() == [0, 1, 2]
+
+
+def test_dataset_is_lazy_and_aligned_with_shards(write_store):
+    store = open_store(write_store(segment_samples=5))
+    dataset = store.dataset(capture="base", site="resid_post")
+    assert dataset["values"].dims == ("layer", "row", "feature")
+    assert dataset["values"].chunks[0] == (1, 1)
+    assert len(dataset["values"].chunks[1]) == len(store.capture("base").segments)
+    np.testing.assert_array_equal(
+        dataset["values"].sel(layer=1).compute(), store.capture("base").read_rows("resid_post", 1)
+    )
+    counts = store.capture("base").row_counts("tokens")
+    assert dataset["sample"].to_numpy().tolist() == np.repeat(np.arange(23), counts).tolist()
+    pooled = store.dataset(capture="base", site="resid_post", pool="mean_valid")
+    assert pooled["values"].shape == (2, 23, 6)
+
+
+def test_parameters_are_durable_at_once(tmp_path, write_store):
+    path = write_store()
+    weights = {"head.weight": np.arange(6.0).reshape(2, 3), "scale": np.float32(2.5)}
+    with create_store(tmp_path / "p", capture="a", sites=[Site("x", [0], 2)]) as writer:
+        writer.write_parameters(weights, attrs={"labels": ["a", "b"]})
+        capture = open_store(tmp_path / "p").capture("a")
+        np.testing.assert_array_equal(capture.parameters["head.weight"], weights["head.weight"])
+        assert capture.parameters["scale"] == np.float32(2.5)
+        assert capture.parameter_attrs == {"labels": ["a", "b"]}
+        writer.write_parameters(weights)
+    assert list(open_store(tmp_path / "p").capture("a").parameters) == ["head.weight", "scale"]
+    assert verify_store(path).ok
+
+
+def test_a_live_store_shows_what_is_committed(tmp_path):
+    with create_store(
+        tmp_path / "s", capture="a", sites=[Site("x", [0], 2)], segment_samples=2,
+        plan=[SampleRows(str(n), {"tokens": 1}) for n in range(4)],
+    ) as writer:
+        for number in range(3):
+            writer.append(str(number), {"x": np.full((1, 1, 2), number)})
+        while len(writer.committed) < 2:
+            pass
+        seen = open_store(tmp_path / "s").capture("a")
+        assert seen.samples["id"].tolist() == ["0", "1"]
+        assert not seen.complete
+        writer.append("3", {"x": np.zeros((1, 1, 2))})
+    assert open_store(tmp_path / "s").capture("a").complete

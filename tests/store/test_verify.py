@@ -1,0 +1,156 @@
+"""Every change of a committed byte is found, and named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from lorascope.store import DamagedStoreError, InvalidStoreError, StoreError, open_store, verify_store
+
+from .conftest import make_samples, plan_of
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """A sound store of two segments with parameters."""
+    from lorascope.store import Output, create_store
+
+    from .conftest import SITES
+
+    samples = make_samples(8)
+    path = tmp_path_factory.mktemp("sound") / "s.zarr"
+    with create_store(
+        path, capture="base", sites=SITES, outputs=[Output("logits", (4,)), Output("loss")],
+        segment_samples=4, plan=plan_of(samples),
+    ) as writer:
+        writer.write_parameters({"head.weight": np.arange(12.0).reshape(3, 4)})
+        for sample in samples:
+            writer.append(**sample)
+    return path
+
+
+def files_of(path):
+    """Every file whose content means something; the lock file and the root's uuid do not count."""
+    return sorted(
+        p for p in path.rglob("*") if p.is_file() and p.name != "store.lock" and p.parent != path
+    )
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_any_flipped_bit_is_found(sound, data):
+    """Data, index, metadata and records alike, the shared group files of the root excepted."""
+    files = [p for p in files_of(sound) if p != sound / "captures/zarr.json"]
+    target = data.draw(st.sampled_from(files))
+    content = bytearray(target.read_bytes())
+    at = data.draw(st.integers(0, len(content) - 1))
+    bit = 1 << data.draw(st.integers(0, 7))
+    content[at] ^= bit
+    target.write_bytes(content)
+    try:
+        assert not verify_store(sound).ok, f"bit {bit} of byte {at} of {target} was not noticed"
+    finally:
+        content[at] ^= bit
+        target.write_bytes(content)
+    assert verify_store(sound).ok
+
+
+@pytest.mark.parametrize("change", ["delete", "truncate", "extend", "link"])
+def test_any_lost_file_is_found_by_quick(sound, tmp_path, change):
+    for number, target in enumerate(files_of(sound)[::7]):
+        copy = tmp_path / f"{number}.zarr"
+        shutil.copytree(sound, copy)
+        victim = copy / target.relative_to(sound)
+        content = victim.read_bytes()
+        victim.unlink()
+        if change == "truncate":
+            victim.write_bytes(content[:-1])
+        elif change == "extend":
+            victim.write_bytes(content + b" ")
+        elif change == "link":
+            victim.symlink_to(target)
+        if victim == copy / "captures/zarr.json":
+            continue
+        report = verify_store(copy, "quick")
+        assert not report.ok, f"{change} of {victim} was not noticed"
+
+
+def test_damage_names_site_layer_and_samples(sound, tmp_path):
+    copy = tmp_path / "s.zarr"
+    shutil.copytree(sound, copy)
+    shard = copy / "captures/base/sites/resid_post/values/c.1.0.0"
+    content = bytearray(shard.read_bytes())
+    content[3] ^= 4
+    shard.write_bytes(content)
+    (damage,) = verify_store(copy).damages
+    assert (damage.kind, damage.capture, damage.site, damage.layer) == (
+        "checksum",
+        "base",
+        "resid_post",
+        1,
+    )
+    assert damage.samples == tuple(f"utt-{n:03d}" for n in range(4))
+    assert verify_store(copy, "quick").ok
+    with pytest.raises(DamagedStoreError, match=r"resid_post/values/c\.1\.0\.0: the checksum"):
+        open_store(copy).capture("base").read_rows("resid_post", 1)
+
+
+def test_swapped_shards_are_found_on_reading(sound, tmp_path):
+    """Two sound shards of equal size: each checksum inside is right, the place is wrong."""
+    copy = tmp_path / "s.zarr"
+    shutil.copytree(sound, copy)
+    folder = copy / "captures/base/sites/resid_post/values"
+    (folder / "c.0.0.0").rename(folder / "x")
+    (folder / "c.1.0.0").rename(folder / "c.0.0.0")
+    (folder / "x").rename(folder / "c.1.0.0")
+    with pytest.raises(DamagedStoreError, match="checksum"):
+        open_store(copy).capture("base").read_rows("resid_post", 0)
+    assert len(verify_store(copy).damages) == 2
+
+
+@pytest.mark.parametrize("forge", ["drop", "edit", "rename"])
+def test_a_tampered_record_chain_is_refused(sound, tmp_path, forge):
+    copy = tmp_path / "s.zarr"
+    shutil.copytree(sound, copy)
+    records = sorted((copy / "__commits__").glob("*.json"))
+    if forge == "drop":
+        records[1].unlink()
+    elif forge == "rename":
+        records[-1].rename(records[-1].with_name("w0-000099.json"))
+    else:
+        body = json.loads(records[-1].read_text())
+        body["body"]["segment"] = 0
+        records[-1].write_text(json.dumps(body))
+    with pytest.raises(DamagedStoreError, match="record"):
+        open_store(copy)
+    assert verify_store(copy).damages[0].kind == "records"
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda p: None, "does not exist"),
+        (lambda p: p.mkdir(), "no zarr.json"),
+        (lambda p: (p.mkdir(), (p / "zarr.json").write_text("{")), "cannot be read"),
+        (lambda p: (p.mkdir(), (p / "zarr.json").write_text('{"attributes": {}}')), "not a lorasc"),
+        (
+            lambda p: (
+                p.mkdir(),
+                (p / "zarr.json").write_text('{"attributes": {"format": "lorascope", "version": 9}}'),
+            ),
+            "version 9",
+        ),
+    ],
+)
+def test_what_is_no_store_is_said_so(tmp_path, make, match):
+    make(tmp_path / "s.zarr")
+    with pytest.raises(InvalidStoreError, match=match):
+        open_store(tmp_path / "s.zarr")
+    with pytest.raises(StoreError):
+        verify_store(tmp_path / "s.zarr")
