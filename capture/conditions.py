@@ -1,0 +1,134 @@
+"""The conditions of a run: their order, whose head each one uses, and what identifies each one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .config_models import ADAPTER_SITES
+from .errors import ConfigError
+from .sites import RecordedSite, SiteRequest, resolve_sites
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from .config_models import CaptureConfig, CaptureSpec, SiteOptions
+    from .families import Family
+    from .split import Split
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One capture of a run."""
+
+    name: str
+    """Name of the capture."""
+    spec: CaptureSpec
+    """Its adapter and training."""
+    head_from: str | None
+    """The capture whose trained head it uses; its own name where it trains one; None: untrained."""
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """What was trained in or for this capture."""
+        if self.head_from is None:
+            return ()
+        own = self.spec.train is not None
+        return ("head", "adapter") if own and self.spec.adapter is not None else ("head",)
+
+
+def order_conditions(config: CaptureConfig) -> list[Condition]:
+    """Return the conditions in the order in which they must run: the giver of the head first.
+
+    A capture with training trains its own head, from the same seeded initial head; one without uses
+    the head of `head.from`, so that conditions differ in nothing but their adapter.
+    """
+    giver = config.head.from_
+    names = sorted(config.captures, key=lambda name: name != giver)
+    return [
+        Condition(
+            name,
+            config.captures[name],
+            name if config.captures[name].train is not None else giver,
+        )
+        for name in names
+    ]
+
+
+def wanted_sites(
+    config: CaptureConfig, condition: Condition
+) -> tuple[dict[str, SiteRequest], dict[str, SiteRequest]]:
+    """Return the requested activations and gradients of one condition.
+
+    Sites of an adapter are left out where the condition has none.
+    """
+    record = config.record
+
+    def choose(names: Mapping[str, SiteOptions], *, gradient: bool) -> dict[str, SiteRequest]:
+        return {
+            name: _request(record.options(name, gradient=gradient))
+            for name in names
+            if condition.spec.adapter is not None or name not in ADAPTER_SITES
+        }
+
+    return choose(record.sites, gradient=False), choose(record.gradients, gradient=True)
+
+
+def _request(options: SiteOptions) -> SiteRequest:
+    return SiteRequest(
+        layers=None if options.layers in (None, "all") else options.layers,
+        frames=options.frames or "valid",
+        pool=options.pool or (),
+        dtype=options.dtype or "bfloat16",
+    )
+
+
+def condition_sites(
+    model: nn.Module, family: Family, config: CaptureConfig, condition: Condition
+) -> tuple[RecordedSite, ...]:
+    """Resolve the sites of one condition in its model.
+
+    Raises
+    ------
+    ConfigError
+        A site or layer that the model does not have; names the capture.
+    """
+    try:
+        return resolve_sites(model, family, *wanted_sites(config, condition))
+    except ConfigError as error:
+        msg = f"captures.{condition.name}: {error}"
+        raise ConfigError(msg) from error
+
+
+def fingerprint(
+    config: CaptureConfig,
+    condition: Condition,
+    split: Split,
+    *,
+    model: Mapping[str, Any],
+    data: Mapping[str, Any],
+    device: str,
+) -> dict[str, Any]:
+    """Return everything that determines the values of one capture (JSON), and nothing else.
+
+    A resumed run must have the same; the store names the field that differs. Where files lie, how
+    large the buffer is, and which other captures there are, does not belong here.
+    """
+    resolved = config.resolved()
+    giver = condition.head_from
+    head = None if giver is None else {"from": giver}
+    if head is not None and giver != condition.name:
+        head |= {key: resolved["captures"][giver][key] for key in ("adapter", "train")}
+    return {
+        "seed": config.seed,
+        "device": device.partition(":")[0],
+        "model": {key: model[key] for key in ("family", "dtype", "window_seconds", "sha256")},
+        "data": dict(data),
+        "split": {"by": split.by, "test": list(split.test)} if giver else None,
+        "adapter": resolved["captures"][condition.name]["adapter"],
+        "train": resolved["captures"][condition.name]["train"],
+        "head": head,
+        "batch_size": config.run.batch_size,
+        "record": resolved["record"],
+    }

@@ -1,0 +1,98 @@
+"""Checks across sections, made on plain values so that they run beside the checks of each value.
+
+Each check yields problems and keeps quiet about values that are wrong in themselves: those are
+reported where they stand.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from .config_sites import ADAPTER_SITES
+from .config_types import suggest
+from .config_yaml import Problem
+
+
+def cross_checks(config: dict[str, Any]) -> Iterator[Problem]:
+    """Yield every contradiction between values of `config` (plain values, unchecked)."""
+    yield from _check_head(config)
+    yield from _check_split(config)
+    yield from _check_corpus(config)
+    yield from _check_sites(config)
+
+
+def _section(config: dict[str, Any], *path: str) -> dict[str, Any]:
+    value: Any = config
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, dict) else {}
+
+
+def _trained(config: dict[str, Any]) -> list[str]:
+    captures = _section(config, "captures")
+    return [name for name in captures if _section(captures, name).get("train") is not None]
+
+
+def _check_head(config: dict[str, Any]) -> Iterator[Problem]:
+    name = _section(config, "head").get("from")
+    captures = _section(config, "captures")
+    if not isinstance(name, str) or not captures:
+        return
+    trained = _trained(config)
+    if name not in captures:
+        hint = suggest(name, captures) or f" (there: {', '.join(captures)})"
+        yield Problem(("head", "from"), f"head.from: no capture {name!r}{hint}")
+    elif name not in trained:
+        there = f"trained are: {', '.join(trained)}" if trained else "no capture is trained"
+        message = f"head.from: capture {name!r} has no `train`, so it has no head to give; {there}"
+        yield Problem(("head", "from"), message)
+
+
+def _check_split(config: dict[str, Any]) -> Iterator[Problem]:
+    split = _section(config, "split")
+    test, fold = split.get("test"), split.get("fold")
+    trained = _trained(config)
+    example = 'for example split: {by: speaker, test: ["11", "12"]}'
+    if split and test is not None and fold is not None:
+        yield Problem(("split", "fold"), "split: give either test or fold, not both", at_key=True)
+    elif split and test is None and fold is None:
+        yield Problem(("split",), f"split: says not what is held out; {example}")
+    elif trained and config.get("split") is None:
+        message = f"missing key 'split': {trained[0]!r} is trained, so say what it never sees; "
+        yield Problem(("split",), message + example, at_key=True)
+
+
+def _check_corpus(config: dict[str, Any]) -> Iterator[Problem]:
+    data = _section(config, "data")
+    corpus = data.get("corpus")
+    if corpus == "manifest" and data.get("manifest") is None:
+        message = "missing key 'data.manifest': the CSV file with the columns path, label, speaker"
+        yield Problem(("data", "manifest"), message, at_key=True)
+    if corpus == "ravdess" and data.get("root") is None:
+        message = "missing key 'data.root': the folder that holds Actor_01, Actor_02, ..."
+        yield Problem(("data", "root"), message, at_key=True)
+    if corpus == "demo" and data.get("root") is not None:
+        message = "data.root: the demo corpus is synthesised and has no folder; leave it out"
+        yield Problem(("data", "root"), message, at_key=True)
+    if corpus in ("demo", "ravdess") and data.get("manifest") is not None:
+        message = f"data.manifest: belongs to corpus: manifest, but corpus is {corpus}"
+        yield Problem(("data", "manifest"), message, at_key=True)
+
+
+def _check_sites(config: dict[str, Any]) -> Iterator[Problem]:
+    record = _section(config, "record")
+    captures = _section(config, "captures")
+    has_adapter = any(_section(captures, name).get("adapter") is not None for name in captures)
+    if captures and not has_adapter:
+        for key in ("sites", "gradients"):
+            for site in _wanted(record, key, ADAPTER_SITES):
+                message = f"record.{key}: {site!r} exists only with an adapter; no capture has one"
+                yield Problem(("record", key, site), message)
+    if record.get("frames") == "none" and record.get("pool") == []:
+        message = "record.pool: frames is none and pool is empty, so nothing would be recorded"
+        yield Problem(("record", "pool"), message)
+
+
+def _wanted(record: dict[str, Any], key: str, among: tuple[str, ...]) -> list[str]:
+    value = record.get(key)
+    names = value if isinstance(value, list | dict) else ()
+    return [name for name in names if isinstance(name, str) and name.split(".")[0] in among]

@@ -1,0 +1,272 @@
+"""The configuration of a capture as frozen models: one class per section of the YAML file."""
+
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    Strict,
+    model_serializer,
+)
+
+from .config_sites import ADAPTER_SITES, check_site, sites_to_mapping
+from .config_types import (
+    AutoCount,
+    Count,
+    Frames,
+    Index,
+    Layers,
+    Name,
+    Number,
+    Positive,
+    Size,
+    Text,
+    Texts,
+    as_tuple,
+    at_least,
+    choice,
+    describe,
+)
+
+__all__ = [
+    "ADAPTER_SITES",
+    "CORPORA",
+    "LATER_CORPORA",
+    "AdapterConfig",
+    "CaptureConfig",
+    "CaptureSpec",
+    "DataConfig",
+    "HeadConfig",
+    "ModelConfig",
+    "RecordConfig",
+    "RunConfig",
+    "Section",
+    "SiteOptions",
+    "SplitConfig",
+    "TrainConfig",
+]
+
+CORPORA = ("demo", "manifest", "ravdess")
+LATER_CORPORA = ("hf", "crema-d", "emodb", "iemocap", "msp-improv")
+
+_Site = Annotated[str, Strict(), AfterValidator(check_site)]
+_Pool = Annotated[str, Strict(), choice("mean_valid", "mean_all_normed", what="pool")]
+_Pools = Annotated[tuple[_Pool, ...], Strict(), BeforeValidator(as_tuple)]
+_RowDtype = Annotated[str, Strict(), choice("bfloat16", "float16", "float32", what="storage dtype")]
+
+
+def _no_interventions(value: object) -> object:
+    if value not in ([], None, ()):
+        msg = "interventions are not in this version; leave them out"
+        raise ValueError(msg)
+    return ()
+
+
+def _final_step_only(value: object) -> object:
+    if value in (["final"], ("final",)):
+        return ("final",)
+    if isinstance(value, list):
+        msg = "captures during training are not in this version, which offers [final]"
+    else:
+        msg = f"expected a list such as [final], got {describe(value)}"
+    raise ValueError(msg)
+
+
+class Section(BaseModel):
+    """A section of the configuration: immutable, and without unknown keys."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, use_attribute_docstrings=True
+    )
+
+
+class ModelConfig(Section):
+    """``model``: what is run."""
+
+    base: Text
+    """Hub id, local directory (absolute after loading), or ``demo:whisper``."""
+    revision: Text | None = None
+    """Commit, branch or tag of a hub id."""
+    dtype: Annotated[
+        str, Strict(), choice("float32", "bfloat16", "float16", what="compute dtype")
+    ] = "float32"
+    """Dtype of weights and computation."""
+    window_seconds: Annotated[Positive, Field(le=30)] = 30.0
+    """Length of audio that the encoder sees, in seconds; longer utterances are cut."""
+
+
+class DataConfig(Section):
+    """``data``: what it is run on."""
+
+    corpus: Annotated[str, Strict(), choice(*CORPORA, what="corpus", later=LATER_CORPORA)]
+    """Name of the corpus."""
+    root: Text | None = None
+    """Folder of the corpus (absolute after loading)."""
+    manifest: Text | None = None
+    """CSV file of the corpus ``manifest`` (absolute after loading)."""
+    labels: Annotated[Texts, at_least(2)] | None = None
+    """Labels to keep; None: all that the corpus has."""
+    per_class: Count | None = None
+    """Size of a balanced, seeded subset, in utterances per label; None: everything."""
+
+
+class SplitConfig(Section):
+    """``split``: which groups of samples no training sees."""
+
+    by: Annotated[str, Strict(), choice("speaker", what="group", later=("session",))] = "speaker"
+    """Kind of group."""
+    test: Annotated[Texts, at_least(1)] | None = None
+    """Groups held out, by name."""
+    fold: Count | None = None
+    """Leave one group out: the fold-th in sorted order, counted from 1."""
+
+
+class AdapterConfig(Section):
+    """``captures.<name>.adapter``: a fresh adapter."""
+
+    type: Annotated[str, Strict(), choice("lora", what="adapter type")] = "lora"
+    """Kind of adapter."""
+    r: Count
+    """Rank."""
+    alpha: Positive
+    """Scale of the update: the adapter adds alpha / r times B A x."""
+    target_modules: Annotated[Texts, at_least(1)]
+    """Modules that get an adapter, by the end of their path."""
+    dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    """Dropout before A while training."""
+    init: Annotated[str, Strict(), choice("peft", "normal", what="initial state")] = "peft"
+    """``peft``: PEFT's own, B = 0; ``normal``: A and B drawn from N(0, 0.02^2)."""
+
+
+class TrainConfig(Section):
+    """``captures.<name>.train``: how head (and adapter) of this capture are trained."""
+
+    epochs: Count = 5
+    """Passes over the training part."""
+    learning_rate: Positive = 1e-3
+    """Peak learning rate of AdamW."""
+    batch_size: Count = 8
+    """Samples per step."""
+    weight_decay: Annotated[Number, Field(ge=0)] = 0.0
+    """Weight decay of AdamW."""
+
+
+class CaptureSpec(Section):
+    """``captures.<name>``: one condition."""
+
+    adapter: AdapterConfig | None = None
+    """The adapter; None: the base model alone."""
+    train: TrainConfig | None = None
+    """How it is trained; None: not at all."""
+    at_steps: Annotated[tuple[str, ...], BeforeValidator(_final_step_only)] = ("final",)
+    """Training steps at which to capture."""
+
+
+class HeadConfig(Section):
+    """``head``: where conditions without training take their head from."""
+
+    from_: Text | None = Field(default=None, alias="from")
+    """A trained capture; None: ``frozen`` if it is trained, else the first trained capture."""
+
+
+class RunConfig(Section):
+    """``run``: how the capture is executed."""
+
+    batch_size: Count = 8
+    """Samples per forward pass."""
+    buffer: Size = 2**30
+    """Bytes of recorded data that may wait for the disk."""
+    segment_rows: AutoCount = None
+    """Rows per segment of the store; None: chosen from the sizes."""
+    segment_samples: AutoCount = None
+    """Samples per segment of the store; None: chosen from the sizes."""
+    profile: Annotated[
+        str, Strict(), choice("fast", what="profile", later=("compact", "archive"))
+    ] = "fast"
+    """Trade between speed and size of the store."""
+
+
+class SiteOptions(Section):
+    """``record.sites.<site>``: what differs from `record` for one site."""
+
+    layers: Layers | None = None
+    frames: Frames | None = None
+    pool: _Pools | None = None
+    dtype: _RowDtype | None = None
+
+    @model_serializer(mode="wrap")
+    def _only_given(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in dump(self).items() if value is not None}
+
+
+_SiteTable = Annotated[dict[_Site, SiteOptions], BeforeValidator(sites_to_mapping)]
+
+
+class RecordConfig(Section):
+    """``record``: what is written for every sample."""
+
+    sites: _SiteTable = Field(default_factory=lambda: {"resid_post": SiteOptions()})
+    """Activations, site -> options; a list in the file is a mapping without options."""
+    gradients: _SiteTable = Field(default_factory=dict)
+    """Gradients of the loss, site -> options."""
+    layers: Layers = "all"
+    """Layers of each site: ``all`` or their numbers."""
+    frames: Frames = "valid"
+    """``valid`` | ``all`` | ``every:K`` (each K-th valid frame) | ``none`` (pooled only)."""
+    pool: _Pools = ("mean_valid", "mean_all_normed")
+    """Means over frames written beside the rows, in float32."""
+    dtype: _RowDtype = "bfloat16"
+    """Storage dtype of rows."""
+    lora_b: Annotated[
+        str, Strict(), choice("dense", what="storage of lora_b", later=("factored",))
+    ] = "dense"
+    """How B outputs are stored."""
+
+    def options(self, site: str, *, gradient: bool = False) -> SiteOptions:
+        """Options of one site with the gaps filled from the section.
+
+        Parameters
+        ----------
+        site
+            Name as in `SITES`.
+        gradient
+            Look among the gradients instead of the activations.
+        """
+        own = (self.gradients if gradient else self.sites)[site]
+        return SiteOptions(
+            layers=self.layers if own.layers is None else own.layers,
+            frames=self.frames if own.frames is None else own.frames,
+            pool=self.pool if own.pool is None else own.pool,
+            dtype=self.dtype if own.dtype is None else own.dtype,
+        )
+
+
+class CaptureConfig(Section):
+    """The whole configuration of ``capture-run``."""
+
+    store: Text | None = None
+    """Path of the store, relative to the current folder (outputs go where the user is)."""
+    seed: Index = 0
+    """Seed of everything random."""
+    model: ModelConfig
+    data: DataConfig
+    split: SplitConfig | None = None
+    """Needed as soon as one capture is trained."""
+    captures: Annotated[dict[Name, CaptureSpec], at_least(1)]
+    """Conditions by name, in the order in which they are captured."""
+    head: HeadConfig = HeadConfig()
+    run: RunConfig = RunConfig()
+    interventions: Annotated[tuple[Any, ...], BeforeValidator(_no_interventions)] = ()
+    """Changes made to the model while it runs."""
+    record: RecordConfig = RecordConfig()
+
+    def resolved(self) -> dict[str, Any]:
+        """Return the configuration as plain JSON values, every default filled in.
+
+        Keys are those of the file; the same configuration gives the same dictionary.
+        """
+        return self.model_dump(mode="json", by_alias=True)

@@ -1,0 +1,274 @@
+"""Loading a model with a fresh, seeded classification head, its window cut to what is asked.
+
+Weights load from safetensors only, never with code from a repository, and always in the dtype that
+the configuration names (without one, transformers keeps the file's, float16 on a CPU too).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from .batch import TORCH_DTYPES
+from .errors import ModelError
+from .families import FAMILIES, Family, find_family
+from .naming import layer_modules
+from .pooling import final_norm
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+
+    from .config_models import ModelConfig
+
+DEMO_SEED = 2509_08454
+"""Seed of the embedded model's weights: they are the same whatever a run's own seed is."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model ready to be adapted, trained and captured."""
+
+    model: Any
+    """The transformers model, in eval mode, every parameter frozen."""
+    extractor: Any
+    """Its feature extractor."""
+    family: Family
+    """Its table."""
+    frames: int
+    """Rows of one window."""
+    description: dict[str, Any]
+    """What a capture's attributes say of it (JSON)."""
+
+    @property
+    def window_samples(self) -> int:
+        """Audio samples of one window."""
+        return self.frames * self.family.sampling_rate // self.family.frames_per_second
+
+    def features(self, waveforms: Sequence[np.ndarray]) -> torch.Tensor:
+        """Return the model's input features of waveforms, on the model's device and in its dtype.
+
+        Longer audio than the window is cut, shorter is padded.
+        """
+        cut = [waveform[: self.window_samples] for waveform in waveforms]
+        made = self.extractor(cut, sampling_rate=self.family.sampling_rate, return_tensors="pt")
+        parameter = next(self.model.parameters())
+        return made[self.extractor.model_input_names[0]].to(parameter.device, parameter.dtype)
+
+
+def load_model(spec: ModelConfig, n_labels: int, *, seed: int, device: str) -> LoadedModel:
+    """Load (or build) the model of a configuration.
+
+    Parameters
+    ----------
+    spec
+        ``model`` of the configuration.
+    n_labels
+        Classes of the head.
+    seed
+        Seed of the head's initial weights.
+    device
+        Where to put it.
+
+    Raises
+    ------
+    ModelError
+        Missing directory, unreachable hub, a family without a table, a file without the encoder's
+        weights, or a window that does not fit.
+    """
+    with _quiet_transformers():
+        config, extractor, family = _configuration(spec, n_labels)
+        frames = _window_frames(spec, family)
+        if _is_demo(spec):
+            model = _build_demo(config, family)
+        else:
+            model = _load_weights(spec, config, family)
+    model = model.to(TORCH_DTYPES[spec.dtype]).eval().requires_grad_(requires_grad=False)
+    family.shorten(model, extractor, frames / family.frames_per_second)
+    reset_head(model, family, seed=seed)
+    return LoadedModel(
+        model=model.to(device),
+        extractor=extractor,
+        family=family,
+        frames=frames,
+        description=_describe(spec, model, family, frames),
+    )
+
+
+def build_shape(spec: ModelConfig, n_labels: int) -> tuple[Any, Family, int]:
+    """Return (model without weights, family, frames of a window): all that a plan needs."""
+    with _quiet_transformers():
+        config, _, family = _configuration(spec, n_labels)
+        with torch.device("meta"):
+            model = family.model_class()(config)
+    return model.eval(), family, _window_frames(spec, family)
+
+
+def reset_head(model: nn.Module, family: Family, *, seed: int) -> None:
+    """Draw the head anew, in place: weights from N(0, init_std^2), biases 0."""
+    generator = torch.Generator().manual_seed(seed)
+    std = float(getattr(model.config, "init_std", 0.02))
+    with torch.no_grad():
+        for path in family.head.modules.values():
+            for name, parameter in model.get_submodule(path).named_parameters():
+                drawn = torch.randn(parameter.shape, generator=generator) * std
+                parameter.copy_(drawn if name.endswith("weight") else torch.zeros_like(drawn))
+
+
+def _is_demo(spec: ModelConfig) -> bool:
+    return spec.base.startswith("demo:")
+
+
+def _configuration(spec: ModelConfig, n_labels: int) -> tuple[Any, Any, Family]:
+    if _is_demo(spec):
+        name = spec.base.partition(":")[2]
+        if name not in FAMILIES:
+            msg = f"there is no embedded model {spec.base!r}. Embedded: demo:whisper."
+            raise ModelError(msg)
+        family = FAMILIES[name]
+        config, extractor = family.demo()
+    else:
+        config, extractor, family = _read_configuration(spec)
+    config.num_labels = n_labels
+    # logits must be a function of the last layer alone, or the lens would not end at them
+    config.use_weighted_layer_sum = False
+    return config, extractor, family
+
+
+def _read_configuration(spec: ModelConfig) -> tuple[Any, Any, Family]:
+    from transformers import AutoConfig, AutoFeatureExtractor
+
+    _check_directory(spec.base)
+    try:
+        config = AutoConfig.from_pretrained(
+            spec.base, revision=spec.revision or "main", trust_remote_code=False
+        )
+        family = find_family(str(config.model_type), base=spec.base)
+        extractor = AutoFeatureExtractor.from_pretrained(
+            spec.base, revision=spec.revision or "main", trust_remote_code=False
+        )
+    except ModelError:
+        raise
+    except (OSError, ValueError) as error:
+        raise _cannot_load(spec, error) from error
+    return config, extractor, family
+
+
+def _check_directory(base: str) -> None:
+    path = Path(base).expanduser()
+    if path.is_absolute() and not path.is_dir():
+        msg = f"the model directory {base} does not exist. Give a directory or a hub id."
+        raise ModelError(msg)
+    if path.is_dir() and not (path / "config.json").is_file():
+        there = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+        msg = f"{base} is not a transformers model: it has no config.json. There: {there}."
+        raise ModelError(msg)
+
+
+def _cannot_load(spec: ModelConfig, error: Exception) -> ModelError:
+    said = " ".join(str(error).split())
+    said = said if len(said) <= 200 else f"{said[:200]}..."
+    where = (
+        "in that directory"
+        if Path(spec.base).is_dir()
+        else f"(no such directory here; asked the hub for revision {spec.revision or 'main'})"
+    )
+    return ModelError(f"the model {spec.base!r} cannot be loaded {where}: {said}")
+
+
+def _load_weights(spec: ModelConfig, config: Any, family: Family) -> Any:  # noqa: ANN401
+    from safetensors import SafetensorError
+
+    try:
+        model, info = family.model_class().from_pretrained(
+            spec.base,
+            config=config,
+            revision=spec.revision or "main",
+            dtype=TORCH_DTYPES[spec.dtype],
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise _cannot_load(spec, error) from error
+    lost = [*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])]
+    # a key that the file lacks is drawn at random without a word: only the head may be
+    lost = sorted(key for key in lost if key.startswith(f"{family.encoder}."))
+    if lost:
+        msg = f"the weights of {spec.base!r} lack {len(lost)} of the encoder's, such as {lost[0]}."
+        raise ModelError(msg)
+    return model
+
+
+def _build_demo(config: Any, family: Family) -> Any:  # noqa: ANN401
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(DEMO_SEED)
+        return family.model_class()(config)
+
+
+def _window_frames(spec: ModelConfig, family: Family) -> int:
+    frames = spec.window_seconds * family.frames_per_second
+    if abs(frames - round(frames)) > 1e-6 or not 0 < spec.window_seconds <= (
+        family.full_window_seconds
+    ):
+        msg = (
+            f"model.window_seconds is {spec.window_seconds:g}; {family.name} sees at most "
+            f"{family.full_window_seconds:g} s, in steps of {1 / family.frames_per_second:g} s."
+        )
+        raise ModelError(msg)
+    return round(frames)
+
+
+def _describe(spec: ModelConfig, model: nn.Module, family: Family, frames: int) -> dict[str, Any]:
+    base = spec.base if not Path(spec.base).is_absolute() else Path(spec.base).name
+    return {
+        "base": base,
+        "revision": spec.revision,
+        "family": family.name,
+        "dtype": spec.dtype,
+        "n_layers": len(layer_modules(model, family)),
+        "width": family.width(model.config),
+        "window_seconds": spec.window_seconds,
+        "frames": frames,
+        "final_norm_eps": final_norm(model, family).eps,
+        "attention": str(getattr(model.config, "_attn_implementation", "")),
+        "sha256": weights_sha256(model.get_submodule(family.encoder)),
+    }
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """Return the sha256 over names, shapes and values of a module's weights, as loaded."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        value = tensor.detach().cpu().contiguous()
+        digest.update(f"{name}:{tuple(value.shape)}:{value.dtype}".encode())
+        digest.update(value.view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Hold back what transformers says of a head that is new on purpose, and of each retry."""
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    hub_level = hub_logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    hub_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        hub_logging.set_verbosity(hub_level)
+        if bar:
+            logging.enable_progress_bar()

@@ -1,0 +1,93 @@
+"""Everything about a run that can be known, and refused, before a model's weights are loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .conditions import Condition, condition_sites, order_conditions
+from .corpora import load_corpus
+from .errors import DataError
+from .lora import attach_adapter
+from .models import build_shape
+from .samples import SampleTable, make_table
+from .split import Split, check_training_part, make_split
+
+if TYPE_CHECKING:
+    from .config_models import CaptureConfig
+    from .corpora import Corpus
+    from .families import Family
+    from .sites import RecordedSite
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedCondition:
+    """One condition with its sites."""
+
+    condition: Condition
+    """The condition."""
+    recorded: tuple[RecordedSite, ...]
+    """What is recorded of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRun:
+    """A run that is known to fit together."""
+
+    corpus: Corpus
+    """The corpus."""
+    split: Split
+    """Who is held out."""
+    family: Family
+    """The model's family."""
+    frames: int
+    """Frames of its window."""
+    table: SampleTable
+    """The samples with their lengths."""
+    conditions: tuple[PreparedCondition, ...]
+    """The conditions, in the order in which they run."""
+
+
+def prepare_run(config: CaptureConfig) -> PreparedRun:
+    """Resolve corpus, split, samples and the sites of every condition.
+
+    Sites and adapters are resolved in models without weights, so that a mistake in the last
+    condition is told before the first one is trained.
+
+    Raises
+    ------
+    ConfigError, DataError, ModelError
+        What does not fit.
+    """
+    data = config.data
+    corpus = load_corpus(
+        data.corpus,
+        data.root,
+        manifest=data.manifest,
+        labels=data.labels,
+        per_class=data.per_class,
+        seed=config.seed,
+    )
+    split = make_split(corpus, config.split)
+    if any(spec.train is not None for spec in config.captures.values()):
+        check_training_part(corpus, split)
+    _, family, frames = build_shape(config.model, len(corpus.labels))
+    table = make_table(corpus, family, frames)
+    unknown = sum(sample.class_ < 0 for sample in table.samples)
+    if config.record.gradients and unknown:
+        msg = f"gradients need a loss, and {unknown} samples have no label of data.labels."
+        raise DataError(msg)
+    conditions = tuple(
+        PreparedCondition(condition, _resolve(config, condition, len(corpus.labels)))
+        for condition in order_conditions(config)
+    )
+    return PreparedRun(corpus, split, family, frames, table, conditions)
+
+
+def _resolve(
+    config: CaptureConfig, condition: Condition, n_labels: int
+) -> tuple[RecordedSite, ...]:
+    model, family, _ = build_shape(config.model, n_labels)
+    if condition.spec.adapter is not None:
+        attach_adapter(model, family, condition.spec.adapter, seed=config.seed)
+    return condition_sites(model, family, config, condition)

@@ -1,0 +1,149 @@
+"""Carrying out a configuration: every condition on the same samples, into one store."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .condition_run import ConditionResult, RunContext, run_condition
+from .errors import ConfigError, ModelError
+from .preparing import PreparedRun, prepare_run
+from .reporting import Reporter, SilentReporter
+from .samples import corpus_digest, too_long
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    import numpy as np
+
+    from .config_models import CaptureConfig
+    from .corpora import Corpus
+
+VERSIONS = ("lorascope", "torch", "transformers", "peft", "numpy", "zarr")
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """What a run did."""
+
+    store_path: Path
+    """Where the store is."""
+    labels: tuple[str, ...]
+    """Classes, in the order of logits and confusion matrices."""
+    test_speakers: tuple[str, ...]
+    """Speakers that no training saw."""
+    samples: int
+    """Samples of each capture."""
+    conditions: tuple[ConditionResult, ...]
+    """One result a capture, in the order in which they ran."""
+
+
+def run_capture(
+    config: CaptureConfig,
+    *,
+    store_path: str | PathLike[str] | None = None,
+    device: str = "cpu",
+    reporter: Reporter | None = None,
+    command: Sequence[str] | None = None,
+) -> RunSummary:
+    """Train and capture every condition of a configuration.
+
+    Running it again goes on where it was stopped: committed weights are restored instead of
+    trained, committed segments are skipped, and the store's `content_digest` is that of an
+    undisturbed run. Conditions that the store does not hold yet are added.
+
+    Parameters
+    ----------
+    config
+        From `load_config`.
+    store_path
+        Instead of the configuration's `store`.
+    device
+        ``cpu``, ``cuda`` or ``cuda:N``.
+    reporter
+        Hears of stages, progress and notes.
+    command
+        The command line, for the provenance; None: that of this process.
+
+    Raises
+    ------
+    ConfigError, DataError, ModelError
+        Before anything is trained or written, where that can be known.
+    ConfigMismatchError
+        The store holds a capture of the same name from another configuration.
+    """
+    reporter = reporter or SilentReporter()
+    path = _store_path(config, store_path)
+    _check_device(device)
+    reporter.stage("reading the corpus")
+    run = prepare_run(config)
+    _tell(config, run, reporter)
+    context = RunContext(
+        config=config,
+        store_path=path,
+        device=device,
+        table=run.table,
+        split=run.split,
+        data=corpus_digest(run.corpus),
+        provenance={
+            "versions": {name: metadata.version(name) for name in VERSIONS},
+            "command": _command(sys.argv if command is None else command),
+        },
+        reporter=reporter,
+    )
+    results: list[ConditionResult] = []
+    weights: dict[str, Mapping[str, np.ndarray]] = {}
+    for prepared in run.conditions:
+        condition = prepared.condition
+        own = condition.spec.train is not None or condition.head_from is None
+        head = None if own else weights[condition.head_from or ""]
+        result = run_condition(context, prepared, head)
+        weights[condition.name] = result.weights
+        results.append(result)
+    return RunSummary(
+        path, run.corpus.labels, run.split.test, len(run.table.samples), tuple(results)
+    )
+
+
+def _tell(config: CaptureConfig, run: PreparedRun, reporter: Reporter) -> None:
+    window_samples = run.frames * run.family.sampling_rate // run.family.frames_per_second
+    cut = too_long(run.table.samples, window_samples)
+    if cut:
+        seconds = config.model.window_seconds
+        reporter.note(f"{cut} of {len(run.table.samples)} utterances are cut to {seconds:g} s.")
+    if run.corpus.left_out:
+        reporter.note(f"left out: {_spell_left_out(run.corpus)}")
+
+
+def _spell_left_out(corpus: Corpus) -> str:
+    first = "; ".join(f"{what} ({why})" for what, why in corpus.left_out[:3])
+    more = len(corpus.left_out) - 3
+    return f"{first}; and {more} more" if more > 0 else first
+
+
+def _command(words: Sequence[str]) -> str:
+    """Spell a command line without the folders of this machine."""
+    return " ".join(Path(word).name if Path(word).is_absolute() else word for word in words)
+
+
+def _store_path(config: CaptureConfig, store_path: str | PathLike[str] | None) -> Path:
+    chosen: Any = store_path if store_path is not None else config.store
+    if chosen is None:
+        msg = "no store: give `store:` in the configuration, or a path on the command line."
+        raise ConfigError(msg)
+    return Path(chosen)
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    if device.partition(":")[0] not in ("cpu", "cuda"):
+        msg = f"unknown device {device!r}; known: cpu, cuda, cuda:N."
+        raise ConfigError(msg)
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        msg = f"device {device!r} was asked for, but torch sees no CUDA device. Use cpu."
+        raise ModelError(msg)

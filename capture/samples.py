@@ -1,0 +1,127 @@
+"""The samples of a run: every utterance with its length in frames, before audio is read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..store import SampleRows
+from .errors import DataError
+from .pooling import count_rows
+
+if TYPE_CHECKING:
+    from .corpora import Corpus, Utterance
+    from .families import Family
+
+UNKNOWN = -1
+"""Class of a sample without a known label."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One utterance as it is captured."""
+
+    utterance: Utterance
+    """What the corpus says of it."""
+    class_: int
+    """Index into the labels; `UNKNOWN` without one."""
+    n_samples: int
+    """Length at the family's sampling rate, in audio samples."""
+    valid_frames: int
+    """Frames of the window that hold audio."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleTable:
+    """All samples of a run, in the order of the corpus."""
+
+    corpus: Corpus
+    """Where they come from."""
+    samples: tuple[Sample, ...]
+    """The samples."""
+    frames: int
+    """Frames of the window."""
+
+    def __post_init__(self) -> None:
+        if not self.samples:
+            msg = f"corpus {self.corpus.name} has no utterance to capture."
+            raise DataError(msg)
+
+    def rows(self, stream: str, frames: str) -> list[SampleRows]:
+        """Return the plan of a store: ids with their rows.
+
+        Parameters
+        ----------
+        stream
+            The row space.
+        frames
+            Which frames are kept; see `kept_positions`.
+        """
+        return [
+            SampleRows(
+                sample.utterance.id,
+                {stream: count_rows(sample.valid_frames, self.frames, frames)}
+                if frames != "none"
+                else {},
+            )
+            for sample in self.samples
+        ]
+
+    def by_id(self) -> dict[str, Sample]:
+        """Return the samples by id."""
+        return {sample.utterance.id: sample for sample in self.samples}
+
+    def waveform(self, sample: Sample, *, rate: int) -> np.ndarray:
+        """Read one waveform; DataError if the file is not as long as its header says."""
+        waveform = self.corpus.read(sample.utterance)
+        # one frame of slack: a resampled length is rounded
+        if abs(len(waveform) - sample.n_samples) > rate // 50:
+            msg = (
+                f"utterance {sample.utterance.id!r} holds {len(waveform) / rate:.2f} s of audio, "
+                f"its header says {sample.n_samples / rate:.2f} s: the file is damaged."
+            )
+            raise DataError(msg)
+        return waveform
+
+
+def make_table(corpus: Corpus, family: Family, frames: int) -> SampleTable:
+    """Return the samples of `corpus` with their lengths in frames of `family`."""
+    classes = {label: i for i, label in enumerate(corpus.labels)}
+    samples = []
+    for utterance in corpus.utterances:
+        length = round(utterance.duration_seconds * family.sampling_rate)
+        valid = family.valid_frames(length, frames)
+        if valid < 1:
+            msg = f"utterance {utterance.id!r} is shorter than one frame of {family.name}."
+            raise DataError(msg)
+        samples.append(Sample(utterance, classes.get(utterance.label, UNKNOWN), length, valid))
+    return SampleTable(corpus, tuple(samples), frames)
+
+
+def too_long(samples: Sequence[Sample], window_samples: int) -> int:
+    """Return how many samples are longer than the window, and so will be cut."""
+    return sum(sample.n_samples > window_samples for sample in samples)
+
+
+def corpus_digest(corpus: Corpus) -> dict[str, object]:
+    """Return what identifies the audio of a corpus, wherever it lies (JSON).
+
+    One read of every file: ids and labels in order, and the sha256 of the bytes of all files.
+    """
+    table, audio = hashlib.sha256(), hashlib.sha256()
+    for utterance in corpus.utterances:
+        table.update(f"{utterance.id}\0{utterance.label}\0{utterance.speaker}\n".encode())
+        if utterance.path is not None:
+            with utterance.path.open("rb") as file:
+                audio.update(hashlib.file_digest(file, "sha256").digest())
+    return {
+        "corpus": corpus.name,
+        "labels": list(corpus.labels),
+        "samples": len(corpus.utterances),
+        "table_sha256": table.hexdigest(),
+        "audio_sha256": audio.hexdigest(),
+    }

@@ -1,0 +1,218 @@
+"""Training head and adapter with the Hugging Face Trainer, for a fixed number of epochs.
+
+Nothing is ever evaluated or selected during training, so no test speaker can shape a weight. It
+computes in float32 whatever the model's dtype, and leaves no file behind.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from .errors import CaptureError
+from .lora import named_weights
+
+if TYPE_CHECKING:
+    from .config_models import TrainConfig
+    from .models import LoadedModel
+    from .reporting import Reporter
+
+FEATURE_CACHE_BYTES = 256 * 2**20
+"""Input features that training keeps instead of computing them again in each epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """The training part."""
+
+    read: Callable[[int], np.ndarray]
+    """Waveform of example i."""
+    classes: Sequence[int]
+    """Class of each example."""
+
+
+def train(
+    loaded: LoadedModel,
+    examples: Examples,
+    spec: TrainConfig,
+    *,
+    adapter: bool,
+    seed: int,
+    reporter: Reporter,
+) -> None:
+    """Train the head, and the adapter if asked, in place; the same seed gives the same weights.
+
+    Without an adapter the encoder is run once: its pooled output cannot change, and only the head
+    is trained on it (exactly what training through the frozen encoder gives, up to rounding).
+
+    Parameters
+    ----------
+    loaded
+        The model, its adapter attached.
+    examples
+        The training part, and nothing else.
+    spec
+        Epochs, learning rate, batch size, weight decay.
+    adapter
+        Whether the adapter is trained too.
+    seed
+        Seed of the order of examples and of dropout.
+    reporter
+        Hears of every step.
+
+    Raises
+    ------
+    CaptureError
+        The weights are no longer finite.
+    """
+    model, dtype = loaded.model, next(loaded.model.parameters()).dtype
+    model.float().requires_grad_(requires_grad=False)
+    weights = named_weights(model, loaded.family)
+    wanted = ("head.", "adapter.") if adapter else ("head.",)
+    trained = {name: w for name, w in weights.items() if name.startswith(wanted)}
+    for weight in trained.values():
+        weight.requires_grad = True
+    features = _Features(loaded, examples)
+    if adapter:
+        _run_trainer(_Whole(model), features, spec, seed=seed, reporter=reporter)
+    else:
+        pooled = _encode(loaded, features, spec.batch_size, reporter)
+        _run_trainer(_HeadOnly(loaded), pooled, spec, seed=seed, reporter=reporter)
+    model.requires_grad_(requires_grad=False).to(dtype).eval()
+    lost = [name for name, weight in trained.items() if not bool(torch.isfinite(weight).all())]
+    if lost:
+        msg = (
+            f"training diverged: {lost[0]} is no longer finite. Lower train.learning_rate "
+            f"(it is {spec.learning_rate:g})."
+        )
+        raise CaptureError(msg)
+
+
+class _Features(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
+    """Input features of the examples, kept as far as the budget reaches."""
+
+    def __init__(self, loaded: LoadedModel, examples: Examples) -> None:
+        self._loaded, self._examples = loaded, examples
+        self._cache: dict[int, torch.Tensor] = {}
+        self._free = FEATURE_CACHE_BYTES
+
+    def __len__(self) -> int:
+        return len(self._examples.classes)
+
+    def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
+        features = self._cache.get(i)
+        if features is None:
+            features = self._loaded.features([self._examples.read(i)])[0].cpu()
+            if features.nbytes <= self._free:
+                self._cache[i] = features
+                self._free -= features.nbytes
+        return {"features": features, "labels": torch.tensor(self._examples.classes[i])}
+
+
+class _Pooled(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
+    """Pooled encoder outputs of the examples."""
+
+    def __init__(self, pooled: torch.Tensor, classes: Sequence[int]) -> None:
+        self._pooled, self._classes = pooled, torch.tensor(classes)
+
+    def __len__(self) -> int:
+        return len(self._pooled)
+
+    def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
+        return {"features": self._pooled[i], "labels": self._classes[i]}
+
+
+class _Whole(nn.Module):
+    """The model with its mean cross-entropy, as the Trainer wants it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, features: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = self.model(features).logits
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+class _HeadOnly(nn.Module):
+    """The head with its mean cross-entropy, on pooled features."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        super().__init__()
+        self.model = loaded.model
+        self._apply_head = loaded.family.head.apply
+
+    def forward(self, features: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = self._apply_head(self.model, features)
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def _encode(
+    loaded: LoadedModel, features: _Features, batch_size: int, reporter: Reporter
+) -> _Pooled:
+    encoder = loaded.model.get_submodule(loaded.family.encoder).eval()
+    device = next(encoder.parameters()).device
+    parts, classes, total = [], [], len(features)
+    for start in range(0, total, batch_size):
+        items = [features[i] for i in range(start, min(start + batch_size, total))]
+        with torch.no_grad():
+            encoded = encoder(torch.stack([item["features"] for item in items]).to(device))
+            parts.append(loaded.family.head.pool(encoded.last_hidden_state).cpu())
+        classes += [int(item["labels"]) for item in items]
+        reporter.progress(start + len(items), total, "encoding the training part")
+    return _Pooled(torch.cat(parts), classes)
+
+
+def _collate(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    return {key: torch.stack([item[key] for item in items]) for key in items[0]}
+
+
+def _run_trainer(
+    module: nn.Module,
+    dataset: Any,  # noqa: ANN401  any dataset of {"features", "labels"}
+    spec: TrainConfig,
+    *,
+    seed: int,
+    reporter: Reporter,
+) -> None:
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+    class Progress(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ANN401
+            reporter.progress(state.global_step, state.max_steps, "training")
+
+    on_cpu = next(module.parameters()).device.type == "cpu"
+    with tempfile.TemporaryDirectory(prefix="lorascope-training-") as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            num_train_epochs=spec.epochs,
+            learning_rate=spec.learning_rate,
+            weight_decay=spec.weight_decay,
+            per_device_train_batch_size=spec.batch_size,
+            optim="adamw_torch",
+            seed=seed,
+            data_seed=seed,
+            use_cpu=on_cpu,
+            dataloader_pin_memory=not on_cpu,
+            remove_unused_columns=False,
+            report_to="none",
+            save_strategy="no",
+            eval_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+        )
+        trainer = Trainer(
+            model=module,
+            args=arguments,
+            train_dataset=dataset,
+            data_collator=_collate,
+            callbacks=[Progress()],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()

@@ -1,0 +1,65 @@
+"""Rows, masks and plans agree about which frames are kept."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from lorascope.capture import DataError, ModelError
+from lorascope.capture.families import WHISPER, find_family
+from lorascope.capture.pooling import count_rows, final_norm, kept_positions, prefix_mask, select
+
+frames = st.sampled_from(["valid", "all", "every:1", "every:3", "every:100", "none"])
+
+
+@given(valid=st.integers(1, 40), window=st.integers(1, 40), kind=frames)
+def test_the_plan_counts_what_the_mask_keeps(valid, window, kind):
+    valid = min(valid, window)
+    kept = kept_positions(prefix_mask([valid], window)[0], kind)
+    assert len(kept) == count_rows(valid, window, kind)
+    assert (np.diff(kept) > 0).all()
+    if kind != "all":
+        assert all(position < valid for position in kept)
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=4))
+def test_device_and_host_select_the_same_rows(marks):
+    mask = np.array(marks)
+    mask[:, 2] = True
+    x = torch.arange(mask.size * 3, dtype=torch.float32).reshape(len(marks), 5, 3)
+    selection = select(mask, "valid", device=torch.device("cpu"))
+    on_host = torch.cat(selection.rows(x, torch.float32))
+    flat = x.reshape(-1, 3).index_select(0, selection.index_n)
+    assert torch.equal(on_host, flat)
+    assert torch.equal(on_host, x[torch.from_numpy(mask)])
+    expected = np.stack([row[m].mean(0) for row, m in zip(x.double().numpy(), mask, strict=True)])
+    np.testing.assert_allclose(selection.mean_valid(x), expected, rtol=1e-6)
+
+
+def test_an_empty_sample_is_refused():
+    with pytest.raises(DataError, match="sample 1 of the batch has no valid frame"):
+        select(prefix_mask([3, 0], 5), "valid", device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"),
+    [(1, 1), (320, 1), (321, 2), (72_640, 227), (72_641, 228), (480_000, 1500), (900_000, 1500)],
+)
+def test_valid_frames_of_whisper(samples, expected):
+    assert WHISPER.valid_frames(samples, 1500) == expected
+
+
+def test_other_final_norms_are_refused(make_model):
+    model = make_model().model
+    model.encoder.layer_norm = nn.RMSNorm(64)
+    with pytest.raises(ModelError, match="RMSNorm, not a LayerNorm"):
+        final_norm(model, WHISPER)
+
+
+def test_unknown_families_are_told():
+    with pytest.raises(ModelError, match=r"'bert' model.*can be captured: whisper"):
+        find_family("bert")
