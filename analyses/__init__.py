@@ -1,0 +1,25 @@
+"""Analyses of stores, out of core: CKA, spectra, probes, the lens, contributions.
+
+Suffixes of arrays in the kernels: N rows or samples, D features, L arrays (layer, site, capture),
+G groups, K classes, S label sets, B bootstrap replicates, R rank, P pairs, M statistics.
+"""
+
+from .catalogue import ANALYSES as ANALYSES
+from .catalogue import analyze as analyze
+from .cka import CKA as CKA
+from .cka_estimate import linear_cka as linear_cka
+from .contribution import Contribution as Contribution
+from .errors import AnalysisError as AnalysisError
+from .errors import AnalysisInputError as AnalysisInputError
+from .errors import MemoryBudgetError as MemoryBudgetError
+from .errors import MissingSitesError as MissingSitesError
+from .fold import ArrayKey as ArrayKey
+from .fold import Block as Block
+from .fold import Fold as Fold
+from .fold import Piece as Piece
+from .lens import Lens as Lens
+from .outputs import write_outputs as write_outputs
+from .probe import Probe as Probe
+from .scores import Scores as Scores
+from .svd import SVD as SVD
+from .tables import to_tables as to_tables

@@ -1,0 +1,210 @@
+"""The analyses by name, and `analyze`, which runs any of them in one pass over a store."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from ..store import Store, open_store
+from .cka import CKA
+from .contribution import Contribution
+from .engine import Progress, Runner, open_runner, run_passes
+from .errors import AnalysisInputError, MissingSitesError
+from .fold import ArrayKey, Fold
+from .lens import Lens
+from .memory import format_bytes, parse_bytes, plan_passes
+from .plan import Analysis, Outcome, Plan, Table
+from .pooled import CollectFold, PooledSource
+from .probe import Probe
+from .scores import Scores
+from .selection import Selection, check_captures, select
+from .source import Source
+from .svd import SVD
+from .tables import to_dataset
+
+CATALOGUE: dict[str, Analysis] = {
+    "cka": CKA(),
+    "svd": SVD(),
+    "probe": Probe(),
+    "lens": Lens(),
+    "contribution": Contribution(),
+    "outputs": Scores(),
+}
+"""Every analysis with its default options."""
+ANALYSES: dict[str, str] = {name: analysis.description for name, analysis in CATALOGUE.items()}
+"""What each analysis gives, by name."""
+_COLLECT_SHARE = 0.4
+"""Part of the memory that pooled features may stay in; more are read again from the store."""
+
+
+def analyze(
+    store: Store | str | Path,
+    names: Sequence[str | Analysis] | None = None,
+    *,
+    against: Store | str | Path | None = None,
+    captures: Sequence[str] | None = None,
+    sites: Sequence[str] | None = None,
+    layers: Sequence[int] | None = None,
+    memory: str | int = "2GiB",
+    workers: int | None = None,
+    scheduler: str | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, xr.Dataset]:
+    """Return the tables of the analyses of a store, all computed in one pass where they fit.
+
+    Parameters
+    ----------
+    store
+        An open store, or its path.
+    names
+        Names of the catalogue (`cka`, `svd`, …), or analyses with other options (`Probe(shuffles=20)`).
+        None: every analysis that the store can serve; the others are named in the attribute `skipped`.
+    against
+        Another store whose captures are compared with this one's by `cka`, as `against:<capture>`.
+    captures, sites, layers
+        What to analyse; None: all. A site also names its parts (`lora_a` for `lora_a.v_proj`).
+    memory
+        What may be used above what the process uses already: `2GiB`, `500MB` or bytes.
+    workers
+        Slabs at a time; None: one for each core.
+    scheduler
+        Address of a dask.distributed scheduler; None: threads.
+    seed
+        Of everything drawn: frames, control shuffles, bootstrap.
+    progress
+        Called as `progress(done_bytes, total_bytes, text)`.
+
+    Returns
+    -------
+    dict
+        Datasets by table name (`cka`, `svd`, `spectrum`, `probe`, `lens`, `contribution`, `outputs`,
+        `confusion`), each of one dimension `entry` with the columns as variables. The attributes say
+        seed, memory, passes, bytes read, the store and the choices of the estimator.
+
+    Raises
+    ------
+    AnalysisInputError
+        An unknown analysis, capture, site or layer; an analysis asked for by name whose sites are missing.
+    MemoryBudgetError
+        Not even one sample fits into `memory`; said before anything is read.
+
+    Notes
+    -----
+    Tables agree for any memory and worker count up to the order of float64 sums, and of float32 products
+    in the spectra (1e-6 relative).
+    """
+    chosen = choose(names)
+    memory_bytes = parse_bytes(memory)
+    store = store if isinstance(store, Store) else open_store(store)
+    against = against if against is None or isinstance(against, Store) else open_store(against)
+    source = Source.open(store, check_captures(captures, store.captures), against)
+    with open_runner(workers, scheduler) as runner:
+        selection = select(
+            source,
+            sites=sites,
+            layers=layers,
+            seed=seed,
+            memory_bytes=memory_bytes,
+            workers=runner.workers,
+        )
+        plans, skipped = _plan(chosen, selection, by_default=names is None)
+        tables, facts = _execute(plans, selection, runner, progress)
+    attrs = {
+        "store_uuid": store.uuid,
+        "seed": seed,
+        "memory": str(memory),
+        "skipped": json.dumps(skipped),
+        **facts,
+    }
+    return {name: to_dataset(name, table, attrs) for name, table in tables.items()}
+
+
+def choose(names: Sequence[str | Analysis] | None) -> list[Analysis]:
+    """Return the analyses that names stand for, each once.
+
+    Raises
+    ------
+    AnalysisInputError
+        An unknown name; says which ones there are.
+    """
+    chosen: dict[str, Analysis] = {}
+    for name in CATALOGUE if names is None else [names] if isinstance(names, str) else names:
+        if not isinstance(name, str):
+            chosen[name.name] = name
+        elif name in CATALOGUE:
+            chosen[name] = CATALOGUE[name]
+        else:
+            close = difflib.get_close_matches(name, CATALOGUE, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            msg = f"no analysis {name!r}.{hint} There are: {', '.join(CATALOGUE)}."
+            raise AnalysisInputError(msg)
+    return list(chosen.values())
+
+
+def _plan(
+    chosen: Sequence[Analysis], selection: Selection, *, by_default: bool
+) -> tuple[dict[str, Plan], dict[str, str]]:
+    """Return the plans, and why analyses that nobody asked for by name are left out."""
+    plans: dict[str, Plan] = {}
+    skipped: dict[str, str] = {}
+    for analysis in chosen:
+        try:
+            plans[analysis.name] = analysis.plan(selection)
+        except MissingSitesError as error:
+            if not by_default:
+                raise
+            skipped[analysis.name] = str(error)
+    if not plans:
+        msg = f"the store serves no analysis. {' '.join(skipped.values())}"
+        raise MissingSitesError(msg)
+    return plans, skipped
+
+
+def _execute(
+    plans: dict[str, Plan], selection: Selection, runner: Runner, progress: Progress | None
+) -> tuple[dict[str, Table], dict[str, Any]]:
+    """Run all folds of all plans together, then let each plan conclude."""
+    source = selection.source
+    pooled = dict.fromkeys(key for plan in plans.values() for key in plan.pooled)
+    stored = {key: selection.stored_key(key) for key in pooled}
+    collect = _collect_folds(stored, selection)
+    held = sum(fold.bytes for fold in collect)
+    folds = dict.fromkeys([*(f for plan in plans.values() for f in plan.folds), *collect])
+    passes = plan_passes(
+        list(folds),
+        source.cost,
+        source.borders(),
+        memory_bytes=selection.memory_bytes - held,
+        workers=runner.workers,
+    )
+    results: dict[Fold[Any, Any], Any] = run_passes(source, passes, runner, progress)
+    collected = {fold.key: results.pop(fold) for fold in collect}
+    outcome = Outcome(selection, results, PooledSource(source, collected, stored), runner)
+    tables: dict[str, Table] = {}
+    total = sum(one.read_bytes for one in passes)
+    for name, plan in plans.items():
+        if progress is not None:
+            progress(total, total, f"computing {name}")
+        tables |= plan.conclude(outcome)
+    read = sum(int(source.sizes(key).sum()) for one in passes for key in one.needs)
+    facts = {"passes": len(passes), "slabs": sum(len(one.slabs) for one in passes)}
+    return tables, {**facts, "bytes_read": format_bytes(read)}
+
+
+def _collect_folds(stored: dict[ArrayKey, ArrayKey], selection: Selection) -> list[CollectFold]:
+    """Return a fold that keeps each pooled array, or none when they do not fit together."""
+    source = selection.source
+    folds = []
+    for key, where in stored.items():
+        view = source.views[key.capture]
+        info = view.info(where)
+        item = 4 if where.pool and info.dtype != "float64" else 8
+        folds.append(CollectFold(key, where, view.samples.size * info.width * item))
+    fits = sum(fold.bytes for fold in folds) <= _COLLECT_SHARE * selection.memory_bytes
+    return folds if fits else []

@@ -1,0 +1,253 @@
+"""CKA: how similar the geometry of any two arrays is, within a capture, between captures and stores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations_with_replacement
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from .cka_estimate import MIN_GROUPS, Estimate, estimate
+from .cka_frames import FramePlan, conclude_frames, plan_frames
+from .errors import MissingSitesError
+from .fold import ArrayKey
+from .hsic import Moments, find_moments, sum_pairs
+from .plan import Outcome, Plan, Table, describe_exposure, mask_of, most_exposed
+from .selection import Selection
+from .source import View
+
+_CHEAP = 4e11
+"""Multiplications of the Gram matrices (arrays · samples² · features) up to which they are done in float64."""
+_MOST_GROUPS = 64
+"""Groups that a jackknife deletes one by one; more speakers are put together at random."""
+_SHARE = 0.6
+"""Part of the memory that is not held by pooled features which panels and sums may take."""
+
+
+@dataclass(frozen=True, slots=True)
+class CKA:
+    """Linear CKA, debiased and biased: pooled over all pairs, frames by minibatch over same-site pairs."""
+
+    frames: bool = True
+    """Whether to compare frames as well."""
+    frames_per_sample: int = 8
+    """Frames drawn of each sample, at most; fewer when they do not fit into a quarter of the memory."""
+    name: str = "cka"
+    description: str = (
+        "similarity of any two layers, sites and captures, with null ceiling, p and interval"
+    )
+
+    def plan(self, selection: Selection) -> Plan:
+        """Return the pooled arrays to compare, and a fold for the frames of each site."""
+        views = [*selection.captures, *selection.others]
+        keys = tuple(key for view in views for key in selection.pooled_keys(view))
+        if not keys:
+            msg = (
+                "cka needs pooled features (mean_valid) or rows of at least one site, and the store holds "
+                "none of those asked for. Record them: `record.pool: [mean_valid]`."
+            )
+            raise MissingSitesError(msg)
+        frames = (
+            plan_frames(selection, self.frames_per_sample) if self.frames else FramePlan((), ())
+        )
+        return Plan(partial(_conclude, keys, frames), frames.folds, keys)
+
+
+def _conclude(keys: Sequence[ArrayKey], frames: FramePlan, outcome: Outcome) -> dict[str, Table]:
+    attrs: dict[str, object] = {
+        "pairs": "each unordered pair of arrays once, with itself as well",
+        "ratio": "HSIC(a, b) / sqrt(HSIC(a, a) HSIC(b, b)), not clamped",
+        "null_ceiling_biased": "expected biased CKA of independent data of the same spectra",
+        "null_ceiling_debiased": "debiased CKA that independent data exceed in 5 % of cases",
+        "p_value": "Szekely-Rizzo t test of independence, one-sided; samples of one speaker are dependent",
+        "interval": "delete-one-speaker jackknife, t quantile, 95 %",
+        "pooled_from": "recorded mean_valid, else the mean of the stored rows of each sample",
+    }
+    tables = [
+        frame
+        for samples, captures, pairs in group_pairs(outcome.selection)
+        for frame in _compare(keys, samples, captures, pairs, outcome, attrs)
+    ]
+    tables += conclude_frames(frames, outcome, attrs)
+    return {"cka": Table(pd.concat(tables, ignore_index=True), attrs)}
+
+
+def group_pairs(
+    selection: Selection,
+) -> list[tuple[NDArray[np.int64], list[str], set[tuple[str, str]]]]:
+    """Return the pairs of captures, put together where they share the same samples.
+
+    Returns
+    -------
+    list
+        Places on the sample axis, the captures, and the pairs of captures to report.
+    """
+    mine, others = selection.captures, selection.others
+    pairs = [*combinations_with_replacement(mine, 2), *((a, b) for a in mine for b in others)]
+    groups: dict[bytes, tuple[NDArray[np.int64], list[str], set[tuple[str, str]]]] = {}
+    for a, b in pairs:
+        samples = np.intersect1d(a.samples, b.samples)
+        group = groups.setdefault(samples.tobytes(), (samples, [], set()))
+        group[1].extend(v.name for v in (a, b) if v.name not in group[1])
+        group[2].add((a.name, b.name))
+    return list(groups.values())
+
+
+def _compare(
+    keys: Sequence[ArrayKey],
+    samples: NDArray[np.int64],
+    captures: Sequence[str],
+    pairs: set[tuple[str, str]],
+    outcome: Outcome,
+    attrs: dict[str, object],
+) -> list[pd.DataFrame]:
+    """Return the pooled rows of all pairs of arrays over one set of samples."""
+    arrays = [key for name in captures for key in keys if key.capture == name]
+    a_p, b_p = np.triu_indices(len(arrays))
+    asked = [(arrays[a].capture, arrays[b].capture) in pairs for a, b in zip(a_p, b_p, strict=True)]
+    a_p, b_p = a_p[asked], b_p[asked]
+    views = [outcome.selection.source.views[name] for name in captures]
+    estimates, moments = _estimate(arrays, samples, views, outcome, attrs)
+    reasons = explain_pairs(moments.faults, samples.size, arrays)
+    head = name_pairs(arrays, a_p, b_p)
+    masks = [_mask(outcome.selection, key) for key in arrays]
+    exposed = describe_pair_exposure(views, samples)
+    frames = []
+    for name, found in estimates.items():
+        columns = {
+            "granularity": "pooled",
+            "kernel": "linear",
+            "estimator": name,
+            "mask": [masks[a] for a in a_p],
+            "n": samples.size,
+            "exposed": [exposed[k.capture, m.capture] for k, m in _both(arrays, a_p, b_p)],
+            "value": found.value[a_p, b_p],
+            "value_low": found.low[a_p, b_p],
+            "value_high": found.high[a_p, b_p],
+            "p_value": found.p_value[a_p, b_p],
+            "null_ceiling": found.null_ceiling[a_p, b_p],
+        }
+        frame = head.assign(**columns)
+        frame["reason"] = [
+            reasons[a] or reasons[b] or "self-similarity not positive" if np.isnan(value) else ""
+            for a, b, value in zip(a_p, b_p, columns["value"], strict=True)
+        ]
+        frames.append(frame)
+    return frames
+
+
+def _mask(selection: Selection, key: ArrayKey) -> str:
+    """Return which frames a pooled array is the mean of."""
+    stored = selection.stored_key(key)
+    view = selection.source.views[key.capture]
+    return stored.pool.removeprefix("mean_") if stored.pool else mask_of(view, key.site)
+
+
+def _both(
+    arrays: Sequence[ArrayKey], a_p: NDArray, b_p: NDArray
+) -> list[tuple[ArrayKey, ArrayKey]]:
+    return [(arrays[a], arrays[b]) for a, b in zip(a_p, b_p, strict=True)]
+
+
+def name_pairs(
+    arrays: Sequence[ArrayKey], a_p: NDArray[np.int64], b_p: NDArray[np.int64]
+) -> pd.DataFrame:
+    """Return the columns that name both sides of each pair."""
+    columns: dict[str, NDArray] = {}
+    for side, at in (("a", a_p), ("b", b_p)):
+        for part in ("capture", "site"):
+            values = np.asarray([getattr(key, part) for key in arrays], dtype=object)
+            columns[f"{part}_{side}"] = values[at]
+        columns[f"layer_{side}"] = np.asarray([key.layer for key in arrays])[at]
+    return pd.DataFrame(columns)
+
+
+def explain_pairs(faults: Sequence[str], n: int, arrays: Sequence[ArrayKey]) -> list[str]:
+    """Return why each array has no similarity with any other; empty where it has."""
+    if n < 4:
+        return [f"{n} common samples; HSIC needs at least 4"] * len(arrays)
+    return [f"{fault}: {key}" if fault else "" for fault, key in zip(faults, arrays, strict=True)]
+
+
+def describe_pair_exposure(
+    views: Sequence[View], samples: NDArray[np.int64]
+) -> dict[tuple[str, str], str]:
+    """Return `exposed` of each ordered pair of captures: the more exposed side counts."""
+    own = {view.name: describe_exposure(view, samples) for view in views}
+    return {(a, b): most_exposed(own[a], own[b]) for a in own for b in own}
+
+
+def _estimate(
+    arrays: Sequence[ArrayKey],
+    samples: NDArray[np.int64],
+    views: Sequence[View],
+    outcome: Outcome,
+    attrs: dict[str, object],
+) -> tuple[dict[str, Estimate], Moments]:
+    """Return CKA of all pairs, in panels of samples when their features do not fit."""
+    selection, pooled = outcome.selection, outcome.pooled
+
+    def read(a: int, rows: NDArray[np.int64]) -> NDArray:
+        return pooled.matrix(arrays[a], samples[rows])
+
+    widths = [selection.source.views[k.capture].info(selection.stored_key(k)).width for k in arrays]
+    work = len(arrays) * float(samples.size) ** 2 * float(np.mean(widths))
+    dtype = np.float64 if work <= _CHEAP else np.float32
+    held = sum(part.values.nbytes for part in pooled.collected.values())
+    room = int(_SHARE * (selection.memory_bytes - held))
+    groups = jackknife_groups(views[0], samples, selection.seed, room // (8 * 8 * len(arrays) ** 2))
+    n_groups = int(groups.max(initial=0)) + 1
+    room -= 8 * (2 * n_groups * len(arrays) ** 2 + len(arrays) * samples.size * n_groups)
+    row_bytes = sum(widths) * np.dtype(dtype).itemsize
+    panel = max(16, min(samples.size, room // 2 // row_bytes))
+    panels = -(-samples.size // panel)
+    attrs["gram_dtype"] = np.dtype(dtype).name
+    attrs["pooled_reads"] = 1 if pooled.in_memory else panels**2 + panels + 1
+    attrs["jackknife_groups"] = n_groups if n_groups >= MIN_GROUPS else 0
+    with threadpool_limits(selection.workers):
+        moments = find_moments(read, len(arrays), samples.size)
+        tile_bytes = max(2**20, min(64 * 2**20, room // 8))
+        sums = sum_pairs(
+            read, moments, groups, dtype=dtype, panel_rows=panel, tile_bytes=tile_bytes
+        )
+        return _blank(estimate(sums), moments), moments
+
+
+def _blank(estimates: dict[str, Estimate], moments: Moments) -> dict[str, Estimate]:
+    """Return the estimates, NaN where one side cannot be compared."""
+    bad = np.asarray([bool(fault) for fault in moments.faults])
+    for found in estimates.values():
+        for part in (found.value, found.low, found.high, found.null_ceiling, found.p_value):
+            part[bad] = np.nan
+            part[:, bad] = np.nan
+    return estimates
+
+
+def jackknife_groups(
+    view: View, samples: NDArray[np.int64], seed: int, most: int
+) -> NDArray[np.int64]:
+    """Return the group number of every sample: its speaker, speakers put together when there are too many.
+
+    Parameters
+    ----------
+    view
+        Capture that names the speakers.
+    samples
+        Places on the sample axis.
+    seed
+        Of how speakers are put together.
+    most
+        Groups that fit into memory.
+    """
+    names, group_n = np.unique(view.group_n[samples].astype(str), return_inverse=True)
+    most = min(_MOST_GROUPS, most)
+    if most < MIN_GROUPS or not view.group_name:
+        return np.zeros(samples.size, dtype=np.int64)
+    if names.size <= most:
+        return group_n.astype(np.int64)
+    return (np.random.default_rng(seed).permutation(names.size) % most)[group_n]

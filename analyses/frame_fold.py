@@ -1,0 +1,121 @@
+"""Draws random frames of every utterance in the pass, then sums unbiased HSIC over batches of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .fold import ArrayKey, Block
+from .minibatch import sum_batch
+
+type Drawn = list[tuple[NDArray[np.int64], list[NDArray]]]
+"""Parts: places among the samples, and the draws of every array, [samples, draws, features]."""
+
+BATCH = 256
+"""Frames in a batch, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrameSums:
+    """Sums of HSIC over batches, for all pairs of arrays of one site."""
+
+    sums_ll: NDArray[np.float64]
+    n: int
+    """Samples."""
+    rows: int
+    """Frames drawn in all."""
+    faults: tuple[str, ...]
+    """Why an array has no similarity; empty where it has."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FrameFold:
+    """Draws frames of every array of one site, then sums HSIC over batches of one frame an utterance.
+
+    Notes
+    -----
+    Frames of one utterance depend on each other, so a batch never holds two of one. Which frames are
+    drawn depends on the seed and the sample's id only. Memory: samples · frames · Σ features numbers.
+    """
+
+    arrays: tuple[ArrayKey, ...]
+    """All layers of the site in all captures that can be compared."""
+    samples: NDArray[np.int64]
+    """Places on the sample axis that all these captures have, ascending."""
+    draws_nk: NDArray[np.int64]
+    """Row of each draw within its sample, [samples, draws]."""
+    order_kn: NDArray[np.int64]
+    """Order in which each draw's samples are split into batches, [draws, samples]."""
+    widths: tuple[int, ...]
+    wide: bool
+    """Whether values are float64."""
+
+    @property
+    def needs(self) -> tuple[ArrayKey, ...]:
+        """All arrays of the site."""
+        return self.arrays
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Drawing copies nothing but the draws."""
+        return 0
+
+    def state_bytes(self, workers: int) -> int:  # noqa: ARG002 - the parts of all workers make one whole
+        """Return the size of all draws, once more for putting them in order, and of one batch."""
+        item = 8 if self.wide else 4
+        largest = max(self.widths)
+        batch = min(BATCH, self.samples.size)
+        drawn = self.draws_nk.size * item * (sum(self.widths) + largest)
+        return drawn + 8 * batch * (2 * batch * len(self.arrays) + 2 * largest)
+
+    def empty(self) -> Drawn:
+        """Return no draws."""
+        return []
+
+    def add(self, state: Drawn, block: Block) -> Drawn:
+        """Return the draws and those of the block."""
+        first, last = np.searchsorted(self.samples, [block.start, block.stop])
+        places = np.arange(first, last)
+        drawn = []
+        for key in self.arrays:
+            piece = block[key]
+            at = np.searchsorted(piece.samples, self.samples[places])
+            rows_nk = piece.offsets[at][:, None] + self.draws_nk[places]
+            drawn.append(piece.values[rows_nk])
+        return [*state, (places, drawn)]
+
+    def merge(self, left: Drawn, right: Drawn) -> Drawn:
+        """Return the draws of both."""
+        return left + right
+
+    def finish(self, state: Drawn) -> FrameSums:
+        """Return the sums over all batches."""
+        places = np.concatenate([part for part, _ in state])
+        back = np.argsort(places)
+        drawn = []
+        for a in range(len(self.arrays)):
+            drawn.append(np.concatenate([values[a] for _, values in state])[back])
+            for _, values in state:
+                values[a] = values[a][:0]  # the whole replaces its parts one array at a time
+        faults = tuple(_find_fault(values) for values in drawn)
+        scales = [
+            1.0 if fault else float(np.abs(x).max()) for x, fault in zip(drawn, faults, strict=True)
+        ]
+        sums_ll = np.zeros((len(drawn), len(drawn)))
+        n_batches = -(-self.samples.size // BATCH)
+        for draw, order in enumerate(self.order_kn):
+            for batch in np.array_split(order, n_batches):
+                rows = [
+                    np.zeros((batch.size, 1)) if fault else x[batch, draw] / scale
+                    for x, fault, scale in zip(drawn, faults, scales, strict=True)
+                ]
+                sum_batch(rows, sums_ll)
+        return FrameSums(sums_ll, self.samples.size, self.draws_nk.size, faults)
+
+
+def _find_fault(values: NDArray) -> str:
+    if not np.isfinite(values).all():
+        return "NaN or infinite features"
+    return "constant features" if (values == values[:1, :1]).all() else ""

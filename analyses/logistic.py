@@ -1,0 +1,183 @@
+"""Multinomial logistic regression with an L2 penalty, solved for many label sets at once, exactly.
+
+One design matrix, many labellings (the real one and its control shuffles): every iteration is two
+matrix products over all labellings together. A bound on the curvature that needs no probabilities
+(Böhning 1992) serves as preconditioner, so that about 20 iterations reach the optimum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import linalg
+from scipy.special import log_softmax
+
+from .errors import AnalysisError
+
+_MEMORY = 8
+"""Pairs of steps and gradient changes that L-BFGS keeps."""
+_MAX_ITERATIONS = 5000
+_TOLERANCE = 1e-7
+"""Largest entry of the preconditioned gradient at the end; probabilities are then right to about 1e-6."""
+
+
+@dataclass(frozen=True, slots=True)
+class Logistic:
+    """Fitted weights of every label set."""
+
+    weight_dsk: NDArray[np.float64]
+    """[features, label sets, classes]."""
+    intercept_sk: NDArray[np.float64]
+    """[label sets, classes]."""
+    iterations: int
+    """L-BFGS iterations until the slowest label set had converged."""
+
+    def predict(self, x_nd: NDArray) -> NDArray[np.float64]:
+        """Return log-probabilities, [samples, label sets, classes]."""
+        n_features, n_sets, n_classes = self.weight_dsk.shape
+        logits = x_nd @ self.weight_dsk.reshape(n_features, -1)
+        return log_softmax(logits.reshape(-1, n_sets, n_classes) + self.intercept_sk, axis=2)
+
+
+def fit_logistic(
+    x_nd: NDArray[np.float64], class_ns: NDArray[np.int64], penalty: float
+) -> Logistic:
+    """Return the minimum of Σ cross-entropy + ½ · penalty · ‖weights‖² for every label set.
+
+    Parameters
+    ----------
+    x_nd
+        Features with column means of 0, [samples, features].
+    class_ns
+        Class numbers 0 … K-1, every class present, [samples, label sets].
+    penalty
+        Weight of the squared weights, 1/C of scikit-learn; the intercept has none.
+
+    Notes
+    -----
+    In u = L'w with LL' = ½X'X + penalty · I, the bound on the curvature is the identity, and the penalty's
+    gradient is u - ½Z'(Zu) with Z = XL⁻ᵀ: each iteration costs two products with Z.
+    O(samples · features) memory, O(samples · features²) time once and O(samples · features · sets · classes)
+    an iteration. With more features than samples the problem is solved in the span of the samples.
+    """
+    basis_dr = None
+    if x_nd.shape[1] > x_nd.shape[0]:
+        basis_dr, r_rn = linalg.qr(x_nd.T, mode="economic", check_finite=False)
+        x_nd = r_rn.T
+    n, width = x_nd.shape
+    bound_dd = 0.5 * (x_nd.T @ x_nd)
+    bound_dd[np.diag_indices(width)] += penalty
+    root_dd = linalg.cholesky(bound_dd, lower=True, check_finite=False)
+    z_nd = np.empty((n, width + 1))
+    z_nd[:, :-1] = linalg.solve_triangular(root_dd, x_nd.T, lower=True, check_finite=False).T
+    z_nd[:, -1] = np.sqrt(2 / n)  # the intercept, scaled so that its curvature bound is 1 as well
+    u_dsk, iterations = _minimise(z_nd, class_ns)
+    flat = u_dsk.reshape(width + 1, -1)
+    weight = linalg.solve_triangular(root_dd.T, flat[:-1], lower=False, check_finite=False)
+    weight = weight if basis_dr is None else basis_dr @ weight
+    return Logistic(weight.reshape(-1, *u_dsk.shape[1:]), u_dsk[-1] * np.sqrt(2 / n), iterations)
+
+
+class _Objective:
+    """Loss and gradient in the preconditioned coordinates, one row for each label set still moving."""
+
+    def __init__(self, z_nd: NDArray[np.float64], class_ns: NDArray[np.int64]) -> None:
+        self._z_nd = z_nd
+        self.n_classes = int(class_ns.max()) + 1
+        self._target_nsk = (class_ns[:, :, None] == np.arange(self.n_classes)).astype(np.float64)
+
+    def restrict(self, sets: NDArray[np.bool_]) -> None:
+        """Forget the label sets that have converged."""
+        self._target_nsk = np.ascontiguousarray(self._target_nsk[:, sets])
+
+    def evaluate(self, u: NDArray[np.float64]) -> tuple[NDArray, NDArray]:
+        """Return the loss [label sets] and its gradient [label sets, features · classes]."""
+        width, n_sets = self._z_nd.shape[1], u.shape[0]
+        u_dsk = np.ascontiguousarray(u.reshape(n_sets, width, -1).transpose(1, 0, 2))
+        logits_nsk = (self._z_nd @ u_dsk.reshape(width, -1)).reshape(self._target_nsk.shape)
+        shifted = logits_nsk - logits_nsk.max(axis=2, keepdims=True)
+        p_nsk = np.exp(shifted)
+        total_ns1 = p_nsk.sum(axis=2, keepdims=True)
+        p_nsk /= total_ns1
+        entropy_s = np.log(total_ns1).sum(axis=(0, 2)) - _sum_sets(shifted, self._target_nsk)
+        penalty_s = 0.5 * _dot(u, u) - 0.25 * _sum_sets(logits_nsk, logits_nsk)
+        p_nsk -= self._target_nsk
+        p_nsk -= 0.5 * logits_nsk
+        gradient_dsk = (self._z_nd.T @ p_nsk.reshape(p_nsk.shape[0], -1)).reshape(u_dsk.shape)
+        return entropy_s + penalty_s, gradient_dsk.transpose(1, 0, 2).reshape(u.shape) + u
+
+
+def _sum_sets(a_nsk: NDArray, b_nsk: NDArray) -> NDArray[np.float64]:
+    return (a_nsk * b_nsk).sum(axis=0).sum(axis=1)
+
+
+def _dot(a: NDArray, b: NDArray) -> NDArray[np.float64]:
+    return np.einsum("sp,sp->s", a, b)
+
+
+def _minimise(z_nd: NDArray, class_ns: NDArray[np.int64]) -> tuple[NDArray[np.float64], int]:
+    """Run L-BFGS on all label sets in step; those that have converged drop out."""
+    objective = _Objective(z_nd, class_ns)
+    shape = (class_ns.shape[1], z_nd.shape[1], objective.n_classes)
+    found = np.zeros((shape[0], shape[1] * shape[2]))
+    sets, u = np.arange(shape[0]), found.copy()
+    loss, gradient = objective.evaluate(u)
+    history: list[tuple[NDArray, NDArray, NDArray]] = []
+    for iteration in range(_MAX_ITERATIONS):
+        moving = np.abs(gradient).max(axis=1) > _TOLERANCE
+        if not moving.all():
+            found[sets[~moving]] = u[~moving]
+            sets, u, loss, gradient = sets[moving], u[moving], loss[moving], gradient[moving]
+            history = [(a[moving], b[moving], c[moving]) for a, b, c in history]
+            objective.restrict(moving)
+        if not sets.size:
+            return np.ascontiguousarray(found.reshape(shape).transpose(1, 0, 2)), iteration
+        direction = _direction(gradient, history)
+        step, new_loss, new_gradient = _search(objective, u, loss, gradient, direction)
+        gradient_change = new_gradient - gradient
+        curvature = _dot(step, gradient_change)
+        history.append((step, gradient_change, np.where(curvature > 0, curvature, np.inf)))
+        del history[:-_MEMORY]
+        u, loss, gradient = u + step, new_loss, new_gradient
+    msg = (
+        f"the logistic probe did not converge in {_MAX_ITERATIONS} iterations: "
+        "its penalty is too small for classes that can be separated. Use a larger penalty (smaller C)."
+    )
+    raise AnalysisError(msg)
+
+
+def _direction(gradient: NDArray, history: list[tuple[NDArray, NDArray, NDArray]]) -> NDArray:
+    """Return the L-BFGS direction by the two-loop recursion; sets without curvature skip a pair."""
+    q = gradient.copy()
+    alphas = []
+    for step, gradient_change, curvature in reversed(history):
+        alpha = _dot(step, q) / curvature
+        q -= alpha[:, None] * gradient_change
+        alphas.append(alpha)
+    if history:  # the curvature along the last step scales the rest
+        _, gradient_change, curvature = history[-1]
+        square = _dot(gradient_change, gradient_change)
+        moved = np.isfinite(curvature) & (square > 0)
+        q *= np.where(moved, curvature / np.where(moved, square, 1.0), 1.0)[:, None]
+    for (step, gradient_change, curvature), alpha in zip(history, reversed(alphas), strict=True):
+        beta = _dot(gradient_change, q) / curvature
+        q += (alpha - beta)[:, None] * step
+    return -q
+
+
+def _search(
+    objective: _Objective, u: NDArray, loss: NDArray, gradient: NDArray, direction: NDArray
+) -> tuple[NDArray, NDArray, NDArray]:
+    """Return step, loss and gradient after halving the step of each set until its loss falls."""
+    slope = _dot(gradient, direction)
+    length = np.ones(u.shape[0])
+    slack = 1e-12 * np.abs(loss)  # rounding of the loss itself, near the optimum
+    while True:
+        step = direction * length[:, None]
+        new_loss, new_gradient = objective.evaluate(u + step)
+        failed = new_loss > loss + 1e-4 * length * slope + slack
+        if not failed.any() or length[failed].max() < 1e-10:
+            return step, new_loss, new_gradient
+        length[failed] /= 2

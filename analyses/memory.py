@@ -1,0 +1,193 @@
+"""The memory promise: how a request in words becomes bytes, and how folds and slabs are cut to fit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import AnalysisInputError, MemoryBudgetError
+from .fold import ArrayKey, Fold
+
+_UNITS = {
+    "": 1,
+    "b": 1,
+    **{f"{prefix}b": 1000**i for i, prefix in enumerate("kmgt", start=1)},
+    **{f"{prefix}ib": 1024**i for i, prefix in enumerate("kmgt", start=1)},
+}
+USABLE = 0.75
+"""Part of the memory that is planned with; the rest is for allocator gaps, indexes and the interpreter."""
+STATE_SHARE = 0.5
+"""Part of the usable memory that accumulators of one pass may take when they could be split."""
+_SLAB_BYTES = 192 * 2**20
+"""Slabs are not made larger than this: more only makes progress coarse."""
+_SLABS_PER_WORKER = 4
+"""At least this many where the samples allow, so that workers end together."""
+
+
+def parse_bytes(text: str | int) -> int:
+    """Return a number of bytes.
+
+    Parameters
+    ----------
+    text
+        `2GiB`, `500 MB`, `1.5g`-style text is not guessed: a unit of B, kB, MB, GB, TB, KiB, MiB, GiB, TiB, or none.
+
+    Raises
+    ------
+    AnalysisInputError
+        Anything else, or nothing positive.
+    """
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*", str(text).lower())
+    if match and match[2] in _UNITS and float(match[1]) > 0:
+        return int(float(match[1]) * _UNITS[match[2]])
+    msg = f"memory {text!r} is not an amount. Write it like 2GiB, 500MB or a number of bytes."
+    raise AnalysisInputError(msg)
+
+
+def format_bytes(count: float) -> str:
+    """Return an amount with a binary unit and three digits."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} TiB"
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One reading of the store: some folds, and the slabs of samples they are fed with."""
+
+    folds: tuple[Fold[Any, Any], ...]
+    needs: tuple[ArrayKey, ...]
+    slabs: tuple[tuple[int, int], ...]
+    """First and one past the last sample of each slab."""
+    workers: int
+    read_bytes: int
+    """Bytes of all arrays in memory, summed over the slabs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What may be used, and by how many workers."""
+
+    usable_bytes: int
+    workers: int
+
+    def room(self, folds: Sequence[Fold[Any, Any]]) -> int:
+        """Return what is left for the slab of one worker, in bytes (negative: does not fit)."""
+        states = sum(fold.state_bytes(self.workers) for fold in folds)
+        scratch = max((fold.scratch_bytes for fold in folds), default=0)
+        return (self.usable_bytes - states) // self.workers - scratch
+
+
+type Cost = Callable[[Iterable[ArrayKey]], NDArray[np.int64]]
+"""Bytes of a block of each single sample with these arrays, [samples]."""
+
+
+def plan_passes(
+    folds: Sequence[Fold[Any, Any]],
+    cost: Cost,
+    borders: NDArray[np.int64],
+    *,
+    memory_bytes: int,
+    workers: int,
+) -> list[Pass]:
+    """Return the readings of the store that `folds` take within `memory_bytes`.
+
+    Parameters
+    ----------
+    folds
+        Distinct folds.
+    cost
+        Bytes of every sample for a set of arrays.
+    borders
+        Samples that start a stored segment; slabs end there when that wastes no more than half.
+    memory_bytes
+        What may be used above what is in use already.
+    workers
+        How many slabs are in memory at a time; fewer when not even one sample fits otherwise.
+
+    Raises
+    ------
+    MemoryBudgetError
+        When one sample of one fold and its accumulators do not fit with one worker.
+
+    Notes
+    -----
+    Folds are packed in order of their arrays while accumulators stay under half of the memory and the
+    largest single sample fits into the rest. An array that folds of two passes need is read twice.
+    """
+    usable = int(memory_bytes * USABLE)
+    ordered = sorted(folds, key=lambda fold: (fold.needs[0].capture, fold.needs[0].layer))
+    while True:
+        budget = Budget(usable, workers)
+        groups = _pack(ordered, cost, budget)
+        if groups is not None:
+            return [_cut(group, cost, borders, budget) for group in groups]
+        if workers == 1:
+            raise MemoryBudgetError(_explain(ordered, cost, memory_bytes))
+        workers //= 2
+
+
+def _needs(folds: Iterable[Fold[Any, Any]]) -> tuple[ArrayKey, ...]:
+    return tuple(sorted({key for fold in folds for key in fold.needs}))
+
+
+def _fits(folds: list[Fold[Any, Any]], cost: Cost, budget: Budget) -> bool:
+    return budget.room(folds) >= int(cost(_needs(folds)).max(initial=0))
+
+
+def _pack(folds: Sequence[Fold[Any, Any]], cost: Cost, budget: Budget) -> list[list[Fold]] | None:
+    """Return groups of folds that fit together, or None when one alone does not fit."""
+    groups: list[list[Fold[Any, Any]]] = []
+    states = 0
+    for fold in folds:
+        own = fold.state_bytes(budget.workers)
+        shared = bool(groups) and states + own <= STATE_SHARE * budget.usable_bytes
+        if shared and _fits([*groups[-1], fold], cost, budget):
+            groups[-1].append(fold)
+            states += own
+        elif _fits([fold], cost, budget):
+            groups.append([fold])
+            states = own
+        else:
+            return None
+    return groups
+
+
+def _cut(
+    folds: list[Fold[Any, Any]], cost: Cost, borders: NDArray[np.int64], budget: Budget
+) -> Pass:
+    """Cut the samples into slabs."""
+    needs = _needs(folds)
+    bytes_n = cost(needs)
+    total = int(bytes_n.sum())
+    share = total // (budget.workers * _SLABS_PER_WORKER)
+    limit = min(budget.room(folds), _SLAB_BYTES, max(share, 1))
+    limit = max(limit, int(bytes_n.max(initial=0)))
+    slabs, start, end_n = [], 0, np.concatenate([[0], np.cumsum(bytes_n)])
+    while start < bytes_n.size:
+        stop = int(np.searchsorted(end_n, end_n[start] + limit, side="right")) - 1
+        inside = borders[(borders > start + (stop - start) // 2) & (borders <= stop)]
+        stop = int(inside[-1]) if inside.size and stop < bytes_n.size else stop
+        slabs.append((start, stop))
+        start = stop
+    return Pass(tuple(folds), needs, tuple(slabs), budget.workers, total)
+
+
+def _explain(folds: Sequence[Fold[Any, Any]], cost: Cost, memory_bytes: int) -> str:
+    """Return the message of a budget that nothing fits into."""
+    single = Budget(0, 1)
+    wanted = [-single.room([f]) + int(cost(_needs([f])).max(initial=0)) for f in folds]
+    worst = int(np.argmax(wanted))
+    needed = int(wanted[worst] / USABLE) + 1
+    return (
+        f"memory {format_bytes(memory_bytes)} is too little: one sample of {folds[worst].needs[0]} "
+        f"with what is computed from it takes {format_bytes(needed)}. "
+        f"Allow at least that much (--memory), or choose fewer sites or layers."
+    )

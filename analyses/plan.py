@@ -1,0 +1,111 @@
+"""The seam of every analysis: what it folds, what pooled features it needs, and how it concludes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from .engine import Runner
+from .fold import ArrayKey, Fold
+from .pooled import PooledSource
+from .selection import Selection
+from .source import View
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table of results, with how it was made."""
+
+    frame: pd.DataFrame
+    attrs: dict[str, Any] = field(default_factory=dict)
+    """Estimator choices, each a number or a short text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What an analysis concludes from."""
+
+    selection: Selection
+    folds: Mapping[Fold[Any, Any], Any]
+    """Result of every fold that was planned."""
+    pooled: PooledSource
+    runner: Runner
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one analysis will do."""
+
+    conclude: Callable[[Outcome], dict[str, Table]]
+    """Tables by name, from the results of the folds."""
+    folds: tuple[Fold[Any, Any], ...] = ()
+    pooled: tuple[ArrayKey, ...] = ()
+    """Pooled arrays that it reads."""
+
+
+class Analysis(Protocol):
+    """A frozen value that holds the options of one analysis."""
+
+    @property
+    def name(self) -> str:
+        """What it is asked for by."""
+        ...
+
+    @property
+    def description(self) -> str:
+        """One line for `--help`."""
+        ...
+
+    def plan(self, selection: Selection) -> Plan:
+        """Return what it will do, or raise `MissingSitesError` before anything is read."""
+        ...
+
+
+def describe_exposure(view: View, samples: NDArray[np.int64]) -> str:
+    """Return whether samples of the training part are among those used: `none`, `all` or `only`.
+
+    `none` also where no training shaped the features. `all` means used regardless, some of them exposed.
+    """
+    exposed = view.exposed_n[samples]
+    if not exposed.any() or not view.trained("adapter"):
+        return "none"
+    return "only" if exposed.all() else "all"
+
+
+def mask_of(view: View, site: str) -> str:
+    """Return which frames the rows of a site are: `valid`, `all` or `every:K`, as they were recorded."""
+    record = view.attrs.get("record") or {}
+    sites = record.get("sites")
+    own = sites.get(site) if isinstance(sites, Mapping) else None
+    frames = own.get("frames") if isinstance(own, Mapping) else None
+    return str(frames or record.get("frames") or "valid")
+
+
+def most_exposed(*words: str) -> str:
+    """Return `exposed` of a comparison: that of its most exposed side."""
+    return max(words, key=("none", "all", "only").index)
+
+
+def unexposed_samples(view: View, *, through: str) -> NDArray[np.int64]:
+    """Return the samples on which scores may be computed.
+
+    Parameters
+    ----------
+    view
+        The capture.
+    through
+        `head` for what passes the classifier, `adapter` for features: where that part was trained,
+        the samples of its training part are left out.
+
+    Notes
+    -----
+    Scores through the head leave them out when the adapter was trained, too.
+    """
+    samples = view.samples
+    shaped = view.trained("adapter") or (through == "head" and view.trained("head"))
+    return samples[~view.exposed_n[samples]] if shaped else samples

@@ -1,0 +1,140 @@
+"""Pooled features, one vector a sample: collected in the pass, or read again when they do not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .fold import ArrayKey, Block, Piece
+from .source import Source
+
+DEFAULT_POOL = "mean_valid"
+"""Pool of geometry and probes; where it was not recorded, the mean of the stored rows stands in for it."""
+_READ_BYTES = 64 * 2**20
+"""Rows read at a time when their mean is taken outside of a pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """One pooled array of a whole capture."""
+
+    samples: NDArray[np.int64]
+    """Places on the sample axis, ascending."""
+    values: NDArray
+    """[samples, features]."""
+
+
+@dataclass(frozen=True, slots=True)
+class CollectFold:
+    """Keeps one pooled array, or the mean of the rows of each sample where it was not recorded."""
+
+    key: ArrayKey
+    """What is kept."""
+    stored: ArrayKey
+    """What is read: `key`, or the rows behind it."""
+    bytes: int
+    """Size of the whole."""
+
+    @property
+    def needs(self) -> tuple[ArrayKey, ...]:
+        """The one array that is read."""
+        return (self.stored,)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """One sample in float64 is all that a mean needs."""
+        return 0
+
+    def state_bytes(self, workers: int) -> int:  # noqa: ARG002 - the parts of all workers make one whole
+        """Return 0: `analyze` takes `bytes` from the budget of all passes, since the result stays."""
+        return 0
+
+    def empty(self) -> list[tuple[NDArray[np.int64], NDArray]]:
+        """Return no parts."""
+        return []
+
+    def add(
+        self, state: list[tuple[NDArray[np.int64], NDArray]], block: Block
+    ) -> list[tuple[NDArray[np.int64], NDArray]]:
+        """Return the parts and one more."""
+        piece = block[self.stored]
+        values = piece.values if self.stored.pool else mean_rows(piece)
+        return [*state, (piece.samples, values)]
+
+    def merge(
+        self,
+        left: list[tuple[NDArray[np.int64], NDArray]],
+        right: list[tuple[NDArray[np.int64], NDArray]],
+    ) -> list[tuple[NDArray[np.int64], NDArray]]:
+        """Return the parts of both."""
+        return left + right
+
+    def finish(self, state: list[tuple[NDArray[np.int64], NDArray]]) -> Collected:
+        """Return the whole array in the order of the axis."""
+        samples = np.concatenate([part for part, _ in state])
+        order = np.argsort(samples)
+        return Collected(samples[order], np.concatenate([values for _, values in state])[order])
+
+
+def mean_rows(piece: Piece) -> NDArray[np.float64]:
+    """Return the mean of the rows of each sample in float64, [samples, features]; NaN without rows."""
+    out = np.full((piece.samples.size, piece.values.shape[1]), np.nan)
+    for i, (start, stop) in enumerate(zip(piece.offsets[:-1], piece.offsets[1:], strict=True)):
+        if stop > start:
+            out[i] = piece.values[start:stop].mean(axis=0, dtype=np.float64)
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class PooledSource:
+    """Pooled features of any samples: from what the pass collected, else from the store."""
+
+    source: Source
+    collected: Mapping[ArrayKey, Collected]
+    stored: Mapping[ArrayKey, ArrayKey]
+    """What is read for each pooled array: itself, or the rows behind it."""
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether reading costs nothing."""
+        return bool(self.collected)
+
+    def matrix(self, key: ArrayKey, samples: NDArray[np.int64]) -> NDArray:
+        """Return the pooled features of given samples, [samples, features].
+
+        Parameters
+        ----------
+        key
+            A pooled array.
+        samples
+            Places on the sample axis, in any order, all of which the capture has.
+        """
+        if key in self.collected:
+            held = self.collected[key]
+            return held.values[np.searchsorted(held.samples, samples)]
+        wanted, back = np.unique(samples, return_inverse=True)
+        stored = self.stored[key]
+        parts = [self._read(stored, run) for run in _runs(wanted, self.source.sizes(stored))]
+        return np.concatenate(parts)[back]
+
+    def _read(self, stored: ArrayKey, run: tuple[int, int]) -> NDArray:
+        piece = self.source.read(stored, *run)
+        return piece.values if stored.pool else mean_rows(piece)
+
+
+def _runs(samples: NDArray[np.int64], sizes: NDArray[np.int64]) -> Sequence[tuple[int, int]]:
+    """Return runs (first, one past the last) of consecutive samples, each of at most `_READ_BYTES`."""
+    runs: list[tuple[int, int]] = []
+    held = 0
+    for sample in samples.tolist():
+        size = int(sizes[sample])
+        if runs and runs[-1][1] == sample and held + size <= _READ_BYTES:
+            runs[-1] = (runs[-1][0], sample + 1)
+            held += size
+        else:
+            runs.append((sample, sample + 1))
+            held = size
+    return runs

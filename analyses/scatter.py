@@ -1,0 +1,72 @@
+"""Scatter matrices that merge: mean and centred Σ(x - μ)(x - μ)' of any number of blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+TILE_ROWS = 4096
+"""Rows multiplied at once; bounds the working copy and the length of a float32 sum."""
+
+
+@dataclass(slots=True)
+class Scatter:
+    """Count, mean and centred scatter of the rows seen so far."""
+
+    n: int
+    """Rows."""
+    mean_d: NDArray[np.float64]
+    scatter_dd: NDArray[np.float64]
+    """Σ(x - mean)(x - mean)', [features, features]."""
+
+    @classmethod
+    def empty(cls, width: int) -> Scatter:
+        """Return the scatter of no rows."""
+        return cls(0, np.zeros(width), np.zeros((width, width)))
+
+    def uncentred(self) -> NDArray[np.float64]:
+        """Return Σ x x', [features, features]: the centred scatter and the mean's rank-one part."""
+        return self.scatter_dd + self.n * np.outer(self.mean_d, self.mean_d)
+
+
+def add_rows(state: Scatter, x_nd: NDArray) -> Scatter:
+    """Return `state` with the rows of one block; `state` itself is changed.
+
+    Parameters
+    ----------
+    state
+        What was seen before.
+    x_nd
+        [rows, features], float32 or float64.
+
+    Notes
+    -----
+    Each tile is centred on its own mean in float64, multiplied in the type of the rows and added in
+    float64, so that an offset common to all rows costs no precision. O(features²) memory, rows · features² time.
+    """
+    for start in range(0, x_nd.shape[0], TILE_ROWS):
+        tile_nd = x_nd[start : start + TILE_ROWS]
+        mean_d = tile_nd.mean(axis=0, dtype=np.float64)
+        centred_nd = (tile_nd - mean_d).astype(tile_nd.dtype)
+        _join(state, tile_nd.shape[0], mean_d, centred_nd.T @ centred_nd)
+    return state
+
+
+def merge_scatter(left: Scatter, right: Scatter) -> Scatter:
+    """Return the scatter of both sets of rows; `left` is changed, `right` is not."""
+    _join(left, right.n, right.mean_d, right.scatter_dd)
+    return left
+
+
+def _join(state: Scatter, n: int, mean_d: NDArray, scatter_dd: NDArray) -> None:
+    """Chan's update: the scatter of a union is both scatters and the distance of the means."""
+    if n == 0:
+        return
+    total = state.n + n
+    delta_d = mean_d - state.mean_d
+    state.scatter_dd += scatter_dd
+    state.scatter_dd += np.outer(delta_d * (state.n * n / total), delta_d)
+    state.mean_d = state.mean_d + delta_d * (n / total)
+    state.n = total

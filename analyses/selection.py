@@ -1,0 +1,150 @@
+"""What was asked of what is there: captures, sites and layers after the filters of one call."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from .errors import AnalysisInputError
+from .fold import ArrayKey
+from .pooled import DEFAULT_POOL
+from .source import AGAINST, Source, View
+
+_SITE_ORDER = ("embed", "resid_pre", "attn_out", "mlp_out", "resid_post", "encoder_out")
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The arrays that one call of `analyze` is about."""
+
+    source: Source
+    sites: tuple[str, ...] | None
+    """Names or first parts of names (`lora_a` for `lora_a.v_proj`); None: all."""
+    layers: tuple[int, ...] | None
+    """Layer numbers; None: all. Sites without layers always stay."""
+    seed: int
+    memory_bytes: int
+    workers: int
+
+    @property
+    def captures(self) -> list[View]:
+        """Captures of the store itself."""
+        return [v for name, v in self.source.views.items() if not name.startswith(AGAINST)]
+
+    @property
+    def others(self) -> list[View]:
+        """Captures of the other store."""
+        return [v for name, v in self.source.views.items() if name.startswith(AGAINST)]
+
+    def wants_site(self, site: str) -> bool:
+        """Return whether a site passes the filter."""
+        return self.sites is None or any(matches(site, wanted) for wanted in self.sites)
+
+    def wants_layer(self, layer: int) -> bool:
+        """Return whether a layer passes the filter."""
+        return self.layers is None or layer < 0 or layer in self.layers
+
+    def row_keys(self, view: View) -> list[ArrayKey]:
+        """Return the row arrays of a capture that pass the filters."""
+        return [
+            ArrayKey(view.name, site, layer)
+            for site in sorted(view.sites, key=site_order)
+            if self.wants_site(site)
+            for layer in layers_of(view, site)
+            if self.wants_layer(layer)
+        ]
+
+    def pooled_keys(self, view: View, pool: str = DEFAULT_POOL) -> list[ArrayKey]:
+        """Return the pooled arrays of a capture that pass the filters, recorded or derivable."""
+        names = {name.removesuffix(f".{pool}") for name in view.pooled if name.endswith(f".{pool}")}
+        if pool == DEFAULT_POOL:
+            names |= set(view.sites)
+        return [
+            ArrayKey(view.name, site, layer, pool)
+            for site in sorted(names, key=site_order)
+            if self.wants_site(site)
+            for layer in layers_of(view, site, pool)
+            if self.wants_layer(layer)
+        ]
+
+    def stored_key(self, key: ArrayKey) -> ArrayKey:
+        """Return what is read for a pooled array: itself where it was recorded, else its rows."""
+        view = self.source.views[key.capture]
+        if f"{key.site}.{key.pool}" in view.pooled:
+            return key
+        return ArrayKey(key.capture, key.site, key.layer)
+
+
+def matches(site: str, wanted: str) -> bool:
+    """Return whether `wanted` is a site's name or a first part of it."""
+    return site == wanted or site.startswith(f"{wanted}.")
+
+
+def site_order(site: str) -> tuple[int, str]:
+    """Return a sort key that follows the data through the model."""
+    place = _SITE_ORDER.index(site) if site in _SITE_ORDER else len(_SITE_ORDER)
+    return place, site
+
+
+def layers_of(view: View, site: str, pool: str = "") -> tuple[int, ...]:
+    """Return the layers of a site, -1 for one without layers; of its rows where the pool is missing."""
+    info = view.pooled.get(f"{site}.{pool}") if pool else None
+    info = info or view.sites[site]
+    return (-1,) if info.layers is None else tuple(info.layers)
+
+
+def select(
+    source: Source,
+    *,
+    sites: Sequence[str] | None,
+    layers: Sequence[int] | None,
+    seed: int,
+    memory_bytes: int,
+    workers: int,
+) -> Selection:
+    """Return a checked selection.
+
+    Raises
+    ------
+    AnalysisInputError
+        A site or layer that no capture holds; says which ones exist.
+    """
+    views = source.views.values()
+    present = {site for view in views for site in view.sites}
+    present |= {name.rpartition(".")[0] for view in views for name in view.pooled}
+    for wanted in sites or ():
+        if not any(matches(site, wanted) for site in present):
+            raise AnalysisInputError(_absent("site", wanted, present))
+    numbers = {
+        n for v in views for i in (*v.sites.values(), *v.pooled.values()) for n in i.layers or ()
+    }
+    for layer in layers or ():
+        if layer not in numbers:
+            raise AnalysisInputError(_absent("layer", layer, map(str, sorted(numbers))))
+    return Selection(
+        source,
+        None if sites is None else tuple(sites),
+        None if layers is None else tuple(layers),
+        seed,
+        memory_bytes,
+        workers,
+    )
+
+
+def check_captures(asked: Sequence[str] | None, present: Sequence[str]) -> list[str]:
+    """Return the captures to analyse: those asked for, else all."""
+    if not present:
+        msg = "the store holds no captures yet. Record one with `capture-run`."
+        raise AnalysisInputError(msg)
+    for name in asked or ():
+        if name not in present:
+            raise AnalysisInputError(_absent("capture", name, present))
+    return list(dict.fromkeys(asked)) if asked else list(present)
+
+
+def _absent(kind: str, asked: object, present: Iterable[str]) -> str:
+    names = list(present) if kind == "layer" else sorted(present)
+    close = difflib.get_close_matches(str(asked), names, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"no {kind} {asked!r} in the store.{hint} Present: {', '.join(names) or 'none'}."

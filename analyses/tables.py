@@ -1,0 +1,133 @@
+"""Results as tidy tables: the order of their columns, and the way to and from xarray."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from .plan import Table
+
+_PAIR = ("capture_a", "site_a", "layer_a", "capture_b", "site_b", "layer_b")
+_END = ("n", "exposed", "reason")
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "cka": (
+        *_PAIR,
+        *("granularity", "kernel", "estimator", "mask", "value", "value_low", "value_high"),
+        *("p_value", "null_ceiling", *_END),
+    ),
+    "svd": (
+        *("capture", "site", "layer", "centred", "mask", "n", "sv90", "sv90_interpolated"),
+        *("top10_energy", "erank", "erank_energy", "stable_rank", "participation_ratio"),
+        *("exposed", "reason"),
+    ),
+    "spectrum": (
+        *("capture", "site", "layer", "centred", "mask", "index", "singular_value", "energy"),
+    ),
+    "probe": (
+        *(
+            "capture",
+            "site",
+            "layer",
+            "probe",
+            "split",
+            "fold",
+            "uar",
+            "uar_low",
+            "uar_high",
+            "war",
+        ),
+        *("macro_f1", "nll", "ece", "control_uar", "selectivity", *_END),
+    ),
+    "lens": (
+        *(
+            "capture",
+            "site",
+            "layer",
+            "kl_final_layer",
+            "kl_final_layer_low",
+            "kl_final_layer_high",
+        ),
+        *("kl_layer_final", "kl_layer_final_low", "kl_layer_final_high", "js", "js_low", "js_high"),
+        *("overlap", "overlap_low", "overlap_high", "chance_overlap", "uar", "uar_low", "uar_high"),
+        *_END,
+    ),
+    "contribution": (
+        *(
+            "capture",
+            "layer",
+            "component",
+            "mask",
+            "ratio_mean",
+            "ratio_mean_low",
+            "ratio_mean_high",
+        ),
+        *("ratio_median", "cosine_mean", "cosine_mean_low", "cosine_mean_high", "cosine_median"),
+        *_END,
+    ),
+    "outputs": (
+        *("capture", "uar", "uar_low", "uar_high", "war", "macro_f1", "nll", "ece", *_END),
+    ),
+    "confusion": ("capture", "label", "predicted", "count"),
+}
+"""Columns of each table in their order; a table may have more after them."""
+_TEXT = {
+    *("capture", "site", "capture_a", "site_a", "capture_b", "site_b", "granularity", "kernel"),
+    *("estimator", "mask", "probe", "split", "fold", "component", "label", "predicted"),
+    *("exposed", "reason"),
+}
+_WHOLE = {"layer", "layer_a", "layer_b", "n", "index", "count"}
+_LAYERS = ("layer", "layer_a", "layer_b")
+
+
+def to_dataset(name: str, table: Table, attrs: Mapping[str, Any]) -> xr.Dataset:
+    """Return a table as a dataset of one dimension `entry`, with its attributes.
+
+    Text is text, whole numbers are int64 (`layer` -1 for sites without layers), the rest float64.
+    """
+    frame = table.frame
+    columns = [*COLUMNS.get(name, ()), *frame.columns]
+    data = {column: _convert(frame, column) for column in dict.fromkeys(columns)}
+    variables = {column: ("entry", values) for column, values in data.items()}
+    return xr.Dataset(variables, attrs={**attrs, **table.attrs})
+
+
+def _convert(frame: pd.DataFrame, column: str) -> np.ndarray:
+    if column in _TEXT:
+        absent = pd.Series([""] * len(frame))
+        values = frame[column] if column in frame else absent
+        return values.astype(object).where(values.notna(), "").astype(str).to_numpy(dtype=object)
+    if column not in frame:
+        return np.full(len(frame), np.nan)
+    if column in _WHOLE:
+        return frame[column].to_numpy(dtype=np.int64)
+    values = frame[column].to_numpy()
+    return values if values.dtype == bool or column not in COLUMNS else values.astype(np.float64)
+
+
+def to_tables(results: Mapping[str, xr.Dataset]) -> dict[str, pd.DataFrame]:
+    """Return the results of `analyze` as tidy tables.
+
+    Parameters
+    ----------
+    results
+        Datasets by table name.
+
+    Returns
+    -------
+    dict
+        One table each; `layer` is empty (pandas `NA`) for sites without layers; `attrs` are kept.
+    """
+    tables = {}
+    for name, dataset in results.items():
+        frame = pd.DataFrame({str(k): v.to_numpy() for k, v in dataset.variables.items()})
+        for column in _LAYERS:
+            if column in frame:
+                layers = frame[column].astype("Int64")
+                frame[column] = layers.mask(layers < 0)
+        frame.attrs = dict(dataset.attrs)
+        tables[name] = frame
+    return tables

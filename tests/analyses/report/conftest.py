@@ -1,0 +1,216 @@
+"""Result tables as `to_tables` makes them, small and known; and a parser for the page."""
+
+from collections.abc import Callable
+from html.parser import HTMLParser
+from itertools import combinations_with_replacement
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lorascope.analyses.report import render_report
+
+CAPTURES = ("frozen", "lora")
+LABELS = ("anger", "calm")
+LAYERS = 3
+VOID = {"meta", "link", "img", "br", "hr", "input"}
+
+
+def with_layers(rows: list[dict], interval: str = "") -> pd.DataFrame:
+    """Return a table as `to_tables` makes it: -1 is no layer, the attributes say the interval."""
+    table = pd.DataFrame(rows)
+    for name in {"layer", "layer_a", "layer_b"} & set(table.columns):
+        layer = table[name].astype("Int64")
+        table[name] = layer.mask(layer < 0)
+    table.attrs = {"interval": interval} if interval else {}
+    return table
+
+
+def spread(name: str, value: float) -> dict[str, float]:
+    return {name: value, f"{name}_low": value - 0.1, f"{name}_high": value + 0.1}
+
+
+def cka_table(layers: int) -> pd.DataFrame:
+    sites = [("resid_post", n) for n in range(layers)]
+    arrays = [(c, s, n) for c in CAPTURES for s, n in [("embed", -1), *sites]]
+    arrays += [
+        ("lora", f"{g}lora_{x}.v", n)
+        for g in ("", "grad.")
+        for x in "ab"
+        for n, _ in enumerate(sites)
+    ]
+    rows = []
+    for (ca, sa, na), (cb, sb, nb) in combinations_with_replacement(arrays, 2):
+        value = 0.9 - 0.1 * abs(na - nb) / layers - 0.2 * (ca != cb)
+        head = {"capture_a": ca, "site_a": sa, "layer_a": na, "capture_b": cb, "site_b": sb}
+        how = {"granularity": "pooled", "kernel": "linear", "mask": "valid", "n": 40}
+        rows += [
+            {**head, "layer_b": nb, **how, "estimator": e, "exposed": "none", "reason": ""}
+            | spread("value", value + 0.05 * (e == "biased"))
+            for e in ("debiased", "biased")
+        ]
+    return with_layers(rows, "delete-one-speaker jackknife, 95 %")
+
+
+def spectra(layers: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    rows, spectrum = [], []
+    for capture in CAPTURES:
+        for site in ("lora_a.v", "lora_b.v", "resid_post"):
+            for layer in range(layers):
+                head = {"capture": capture, "site": site, "layer": layer, "mask": "valid"}
+                dead = capture == "frozen" and site == "lora_b.v"
+                energy = np.array([0.8, 0.15, 0.05])
+                sv90 = np.nan if dead else 2.0
+                reason = "constant features" if dead else ""
+                for centred in (True, False):
+                    common = {**head, "centred": centred}
+                    rows.append({**common, "n": 900, "sv90": sv90, "sv90_interpolated": sv90 - 0.3}
+                                | {"exposed": "none", "reason": reason})  # fmt: skip
+                    spectrum += [
+                        {
+                            **common,
+                            "index": i + 1,
+                            "singular_value": e**0.5,
+                            "energy": np.nan if dead else e,
+                        }
+                        for i, e in enumerate(energy)
+                    ]
+    return with_layers(rows), with_layers(spectrum)
+
+
+def probe_table(layers: int) -> pd.DataFrame:
+    rows = []
+    for capture in CAPTURES:
+        places = [("embed", -1), *(("resid_post", n) for n in range(layers)), ("encoder_out", -1)]
+        for i, (site, layer) in enumerate(places):
+            uar = 0.4 + 0.1 * (i == 2) + 0.2 * (capture == "lora")
+            head = {"capture": capture, "site": site, "layer": layer, "probe": "logistic"}
+            head |= {"split": "leave-one-speaker-out", "exposed": "none", "reason": ""}
+            pooled = {"fold": "all", "n": 40, "war": uar, "control_uar": 0.48} | spread("uar", uar)
+            folds = [
+                ("fold-of-nine", 9, 0.11),
+                ("fold-of-ten", 10, uar),
+                ("fold-of-21", 21, uar - 0.05),
+            ]
+            rows.append(head | pooled)
+            rows += [head | {"fold": name, "n": n, "uar": score} for name, n, score in folds]
+    return with_layers(rows, "cluster bootstrap over speakers, 95 %")
+
+
+def make_tables(layers: int = LAYERS) -> dict[str, pd.DataFrame]:
+    svd, spectrum = spectra(layers)
+    lens, contribution = [], []
+    for capture in CAPTURES:
+        for layer in range(layers):
+            head = {"capture": capture, "layer": layer, "exposed": "none", "reason": "", "n": 12}
+            depth = (layer + 1) / layers
+            answers = {
+                "site": "resid_post",
+                "kl_final_layer": 1 - depth,
+                "chance_overlap": 0.6,
+                "uar": 0.5,
+            }
+            lens.append(head | answers | spread("overlap", depth))
+            for component in ("attention", "mlp", "layer"):
+                ratios = spread("ratio_mean", 0.3) | spread("cosine_mean", -0.2)
+                contribution.append(head | {"component": component, "mask": "valid"} | ratios)
+    scores = [
+        {"capture": c, "n": 12, "exposed": "none", "war": 0.75, "reason": ""} | spread("uar", u)
+        for c, u in zip(CAPTURES, (0.55, 0.8), strict=True)
+    ]
+    cells = [(c, t, p) for c in CAPTURES for t in LABELS for p in LABELS]
+    return {
+        "cka": cka_table(layers),
+        "svd": svd,
+        "spectrum": spectrum,
+        "probe": probe_table(layers),
+        "lens": with_layers(lens, "cluster bootstrap over speakers, 95 %"),
+        "contribution": with_layers(contribution),
+        "outputs": with_layers(scores, "cluster bootstrap over speakers, 95 %"),
+        "confusion": with_layers(
+            [
+                {"capture": c, "label": t, "predicted": p, "count": 5 if t == p else 1}
+                for c, t, p in cells
+            ]
+        ),
+    }
+
+
+def make_summary() -> dict:
+    adapter = {"type": "lora", "r": 8, "alpha": 16, "target_modules": ["v_proj"], "init": "peft"}
+    common = {
+        "labels": list(LABELS),
+        "model": {"base": "demo:whisper"},
+        "samples": 40,
+        "exposed": 28,
+    }
+    return {
+        "command": "analyze --store run.zarr",
+        "seed": 7,
+        "versions": {"lorascope": "0.1.0"},
+        "store": {"name": "run.zarr", "content_digest": "sha256:c0ffee"},
+        "captures": {
+            "frozen": common | {"adapter": None, "trained": ["head"]},
+            "lora": common | {"adapter": adapter, "trained": ["head", "adapter"]},
+        },
+    }
+
+
+class Page(HTMLParser):
+    """What a page consists of; fails on tags that are not closed in order."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(convert_charrefs=True)
+        self.source = path.read_text(encoding="utf-8")
+        self.folder = path.parent
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.texts: dict[str, list[str]] = {}
+        self.feed(self.source)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {k: v or "" for k, v in attrs}))
+        if tag not in VOID:
+            self.open.append(tag)
+            self.texts.setdefault(tag, []).append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {k: v or "" for k, v in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        for tag in set(self.open):
+            self.texts[tag][-1] += data
+
+    def attributes(self, name: str) -> list[str]:
+        return [attrs[name] for _, attrs in self.elements if name in attrs]
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.texts["main"][0].split())
+
+
+@pytest.fixture(scope="session")
+def tables() -> Callable[..., dict[str, pd.DataFrame]]:
+    return make_tables
+
+
+@pytest.fixture(scope="session")
+def summary() -> Callable[[], dict]:
+    return make_summary
+
+
+@pytest.fixture(scope="session")
+def render() -> Callable[[dict[str, pd.DataFrame], dict, Path], Page]:
+    return lambda tables, summary, out_path: Page(render_report(tables, summary, out_path))
+
+
+@pytest.fixture(scope="session")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    """Return the page of all tables."""
+    return Page(render_report(make_tables(), make_summary(), tmp_path_factory.mktemp("report")))
