@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from lorascope.store import Output, SampleRows, Site, create_store
 
 SITES = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from lorascope.store import open_store
 
 from .conftest import make_samples, plan_of
@@ -36,7 +37,18 @@ def test_segments_threads_plan_and_order_do_not_matter(write_store):
         lambda s: s.update(id="other"),
         lambda s: s.update(positions={"tokens": np.arange(len(s["values"]["embed"])) + 1}),
     ],
-    ids=["row", "layer", "pooled", "output", "label", "exposed", "group", "column", "id", "position"],
+    ids=[
+        "row",
+        "layer",
+        "pooled",
+        "output",
+        "label",
+        "exposed",
+        "group",
+        "column",
+        "id",
+        "position",
+    ],
 )
 def test_any_change_of_the_content_matters(write_store, change):
     reference = digest(write_store("a.zarr"))

@@ -1,4 +1,4 @@
-"""Committed samples survive a kill and a refusing disk, and a resumed run gives the same content."""
+"""Committed samples survive a kill and a refusing disk; a resumed run gives the same content."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from lorascope.store import StoreSpaceError, StoreWriteError, create_store, open_store, verify_store
 
 from .conftest import SITES, make_samples, plan_of
@@ -65,7 +66,9 @@ def test_kill_9_then_the_same_command(tmp_path, planned):
         if (path / "zarr.json").exists():
             store = open_store(path)
             present = set(store.samples["id"]) if store.captures else set()
-            assert seen - {"start", "end"} <= present, "a sample that was said to be committed is gone"
+            assert seen - {"start", "end"} <= present, (
+                "a sample that was said to be committed is gone"
+            )
             assert verify_store(path).ok
     assert run_child(path, planned)[-1] == "end"
     assert open_store(path).content_digest() == expected
@@ -125,9 +128,10 @@ def test_every_failing_call(tmp_path, write_store, monkeypatch, call, code, erro
 
 def test_an_exception_drops_the_open_segment_only(tmp_path, write_store):
     samples = make_samples(10)
-    with pytest.raises(ZeroDivisionError), create_store(
-        tmp_path / "s", capture="a", sites=SITES, segment_samples=4
-    ) as writer:
+    with (  # noqa: PT012 - the block is what raises
+        pytest.raises(ZeroDivisionError),
+        create_store(tmp_path / "s", capture="a", sites=SITES, segment_samples=4) as writer,
+    ):
         for sample in samples:
             writer.append(**{k: v for k, v in sample.items() if k != "outputs"})
         1 / 0  # noqa: B018

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import tensorstore
 import xarray as xr
 import zarr
+
 from lorascope.store import SampleRows, Site, create_store, open_store
 
 DTYPES = ["float16", "bfloat16", "float32", "float64"]
@@ -44,7 +46,8 @@ def test_zarr_and_tensorstore_read_the_same(store_path, dtype):
     folder = store_path / f"captures/a/sites/x.{dtype}/values"
     array = zarr.open_array(folder, mode="r")
     plain = np.asarray(array[:])
-    assert array.metadata.dimension_names == ("layer", "row", "feature")
+    names = json.loads((folder / "zarr.json").read_text())["dimension_names"]
+    assert names == ["layer", "row", "feature"]
     spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(folder)}}
     other = np.asarray(tensorstore.open(spec).result().read().result())
     assert other.tobytes() == plain.tobytes()
@@ -74,7 +77,9 @@ def test_xarray_opens_every_group(store_path):
 def test_the_root_opens_as_a_zarr_group(store_path):
     root = zarr.open_group(store_path, mode="r")
     assert root.attrs["format"] == "lorascope"
-    assert root["captures/a/sites/x.float32/values"].shape[0] == 2
+    values = root["captures/a/sites/x.float32/values"]
+    assert isinstance(values, zarr.Array)
+    assert values.shape[0] == 2
 
 
 def test_a_flipped_bit_is_an_error_in_plain_zarr_too(store_path):
@@ -84,7 +89,7 @@ def test_a_flipped_bit_is_an_error_in_plain_zarr_too(store_path):
     content[7] ^= 1
     shard.write_bytes(content)
     try:
-        with pytest.raises(ValueError, match="(?i)checksum|crc"):
+        with pytest.raises(ValueError, match=r"(?i)checksum|crc"):
             zarr.open_array(folder, mode="r")[:]
     finally:
         content[7] ^= 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import xarray as xr
+
 from lorascope.store import InvalidStoreError, read_results, write_results
 
 

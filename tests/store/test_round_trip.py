@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from lorascope.store import Output, SampleRows, Site, create_store, open_store, verify_store
 
 from .conftest import make_samples, plan_of
@@ -53,7 +54,8 @@ def test_values_come_back(write_store, options):
             [s["values"]["resid_post.mean_valid"][layer] for s in samples],
         )
     np.testing.assert_array_equal(
-        capture.read_output("logits"), np.float32([s["outputs"]["logits"] for s in samples])
+        capture.read_output("logits"),
+        np.array([s["outputs"]["logits"] for s in samples], np.float32),
     )
     assert capture.read_output("loss").tolist() == list(range(len(samples)))
     assert verify_store(store.path).ok
@@ -65,7 +67,9 @@ def test_any_slice_of_samples(data, tmp_path_factory):
     counts = data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=12))
     segment_samples = data.draw(st.integers(1, 5))
     path = tmp_path_factory.mktemp("slices") / "s.zarr"
-    arrays = [np.arange(n * 3, dtype=np.float64).reshape(1, n, 3) + 100 * i for i, n in enumerate(counts)]
+    arrays = [
+        np.arange(n * 3, dtype=np.float64).reshape(1, n, 3) + 100 * i for i, n in enumerate(counts)
+    ]
     with create_store(
         path, capture="a", sites=[Site("x", [7], 3, "float64")], segment_samples=segment_samples
     ) as writer:
@@ -98,7 +102,9 @@ def test_every_storage_type_keeps_its_own_values(tmp_path, dtype):
 
 def test_given_positions_and_streams(tmp_path):
     sites = [Site("a", [0], 2, stream="encoder"), Site("b", [0], 2, stream="decoder")]
-    with create_store(tmp_path / "s", capture="c", sites=sites, outputs=[Output("n", (), "int64")]) as w:
+    with create_store(
+        tmp_path / "s", capture="c", sites=sites, outputs=[Output("n", (), "int64")]
+    ) as w:
         for number in range(3):
             w.append(
                 f"{number}",
@@ -118,8 +124,10 @@ def test_dataset_is_lazy_and_aligned_with_shards(write_store):
     store = open_store(write_store(segment_samples=5))
     dataset = store.dataset(capture="base", site="resid_post")
     assert dataset["values"].dims == ("layer", "row", "feature")
-    assert dataset["values"].chunks[0] == (1, 1)
-    assert len(dataset["values"].chunks[1]) == len(store.capture("base").segments)
+    chunks = dataset["values"].chunks
+    assert chunks is not None
+    assert chunks[0] == (1, 1)
+    assert len(chunks[1]) == len(store.capture("base").segments)
     np.testing.assert_array_equal(
         dataset["values"].sel(layer=1).compute(), store.capture("base").read_rows("resid_post", 1)
     )
@@ -145,7 +153,10 @@ def test_parameters_are_durable_at_once(tmp_path, write_store):
 
 def test_a_live_store_shows_what_is_committed(tmp_path):
     with create_store(
-        tmp_path / "s", capture="a", sites=[Site("x", [0], 2)], segment_samples=2,
+        tmp_path / "s",
+        capture="a",
+        sites=[Site("x", [0], 2)],
+        segment_samples=2,
         plan=[SampleRows(str(n), {"tokens": 1}) for n in range(4)],
     ) as writer:
         for number in range(3):

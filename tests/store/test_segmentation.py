@@ -11,6 +11,7 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from lorascope.store import SampleRows, Site
 from lorascope.store.chunking import chunk_rows, plan_segments
 from lorascope.store.layout import ArraySpec, fill_bytes
@@ -51,12 +52,19 @@ def test_a_streamed_shard_is_what_zarr_reads(data, tmp_path_factory):
     rows = np.arange(total * width, dtype=np.float32).reshape(total, width)
     folder = tmp_path_factory.mktemp("shard")
     spec = ArraySpec(
-        "x", ("layer", "row", "feature"), (1, n_chunks * inner, width), "float32",
-        (1, n_chunks * inner, width), (1, inner, width),
+        "x",
+        ("layer", "row", "feature"),
+        (1, n_chunks * inner, width),
+        "float32",
+        (1, n_chunks * inner, width),
+        (1, inner, width),
     )
     shard = ShardWriter(
-        folder / "c.0.0.0", "x/c.0.0.0",
-        chunk_bytes=inner * width * 4, n_chunks=n_chunks, fill=fill_bytes("float32"),
+        folder / "c.0.0.0",
+        "x/c.0.0.0",
+        chunk_bytes=inner * width * 4,
+        n_chunks=n_chunks,
+        fill=fill_bytes("float32"),
     )
     for start, stop in pairwise([0, *cuts, total]):
         shard.write(rows[start:stop])
@@ -74,9 +82,12 @@ def test_the_pipeline_blocks_at_its_bound():
     pipeline = Pipeline(1, max_bytes=100)
     sent = []
 
+    def wait() -> None:
+        gate.wait()
+
     def produce():
         for number in range(5):
-            pipeline.send(0, gate.wait, 40)
+            pipeline.send(0, wait, 40)
             sent.append(number)
 
     producer = threading.Thread(target=produce)
@@ -97,7 +108,7 @@ def test_a_failing_job_reaches_the_producer_and_nobody_waits():
         raise OSError(msg)
 
     pipeline.send(0, fail, 10)
-    with pytest.raises(OSError, match="disk gone"):
+    with pytest.raises(OSError, match="disk gone"):  # noqa: PT012 - some later call raises
         for _ in range(100):
             pipeline.send(1, lambda: None, 10)
             time.sleep(0.001)

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lorascope.store import DamagedStoreError, InvalidStoreError, StoreError, open_store, verify_store
+
+from lorascope.store import (
+    DamagedStoreError,
+    InvalidStoreError,
+    StoreError,
+    open_store,
+    verify_store,
+)
 
 from .conftest import make_samples, plan_of
 
@@ -24,8 +31,12 @@ def sound(tmp_path_factory):
     samples = make_samples(8)
     path = tmp_path_factory.mktemp("sound") / "s.zarr"
     with create_store(
-        path, capture="base", sites=SITES, outputs=[Output("logits", (4,)), Output("loss")],
-        segment_samples=4, plan=plan_of(samples),
+        path,
+        capture="base",
+        sites=SITES,
+        outputs=[Output("logits", (4,)), Output("loss")],
+        segment_samples=4,
+        plan=plan_of(samples),
     ) as writer:
         writer.write_parameters({"head.weight": np.arange(12.0).reshape(3, 4)})
         for sample in samples:
@@ -142,7 +153,9 @@ def test_a_tampered_record_chain_is_refused(sound, tmp_path, forge):
         (
             lambda p: (
                 p.mkdir(),
-                (p / "zarr.json").write_text('{"attributes": {"format": "lorascope", "version": 9}}'),
+                (p / "zarr.json").write_text(
+                    '{"attributes": {"format": "lorascope", "version": 9}}'
+                ),
             ),
             "version 9",
         ),
