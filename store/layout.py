@@ -24,7 +24,9 @@ NO_LAYER = -1
 """Coordinate of the single layer of a site without layers."""
 POOL_SEPARATOR = "."
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+NAME_PATTERN = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
+"""What a name may be: nothing that leaves its folder, hides or starts an option."""
+_NAME = re.compile(NAME_PATTERN)
 _FLOATS = {
     "float16": np.dtype("<f2"),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),

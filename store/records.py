@@ -18,13 +18,15 @@ from typing import Any, Literal
 
 from .errors import DamagedStoreError
 from .files import read_file, write_durable
-from .layout import COMMITS, STAGING, canonical, to_json
+from .layout import COMMITS, NAME_PATTERN, STAGING, canonical, check_name, to_json
 from .shards import FileEntry
 
 RECORD_FORMAT = "lorascope-commit"
 RECORD_VERSION = 1
 MAX_RECORD_BYTES = 64 * 2**20
 _RECORD_NAME = re.compile(r"([A-Za-z0-9]+)-(\d{6,})\.json")
+
+_PATH = re.compile(rf"captures(/{NAME_PATTERN})+")
 
 type RecordKind = Literal["capture", "segment", "parameters"]
 
@@ -120,16 +122,24 @@ def decode_record(data: bytes, name: str) -> Record:
         raise DamagedStoreError(msg) from error
 
 
+def _inside(path: str) -> str:
+    """Return a path if it stays below the store's captures; a record may come from anybody."""
+    if not _PATH.fullmatch(path):
+        msg = f"path {path!r} does not lie below captures/"
+        raise ValueError(msg)
+    return path
+
+
 def _from_body(body: Mapping[str, Any]) -> Record:
     return Record(
         kind=body["kind"],
-        capture=body["capture"],
+        capture=check_name("capture", body["capture"]),
         writer=body["writer"],
         number=body["number"],
         previous=body["previous"],
         files=tuple(
             FileEntry(
-                f["path"],
+                _inside(f["path"]),
                 f["size"],
                 f["crc32c"],
                 tuple(f.get("chunks", ())),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 
@@ -17,6 +18,7 @@ from lorascope.store import (
     open_store,
     verify_store,
 )
+from lorascope.store.layout import canonical, to_json
 
 from .conftest import make_samples, plan_of
 
@@ -141,6 +143,22 @@ def test_a_tampered_record_chain_is_refused(sound, tmp_path, forge):
     with pytest.raises(DamagedStoreError, match="record"):
         open_store(copy)
     assert verify_store(copy).damages[0].kind == "records"
+
+
+@pytest.mark.parametrize(
+    "path", ["../../etc/passwd", "/etc/passwd", "captures/../../x", "zarr.json"]
+)
+def test_a_record_cannot_name_a_file_elsewhere(sound, tmp_path, path):
+    """Even with a right checksum of its own."""
+    copy = tmp_path / "s.zarr"
+    shutil.copytree(sound, copy)
+    record = sorted((copy / "__commits__").glob("*.json"))[-1]
+    body = json.loads(record.read_text())["body"]
+    body["files"][0]["path"] = path
+    digest = hashlib.sha256(canonical(body)).hexdigest()
+    record.write_bytes(to_json({"body": body, "sha256": digest}))
+    with pytest.raises(DamagedStoreError, match="cannot be read"):
+        open_store(copy)
 
 
 @pytest.mark.parametrize(
