@@ -42,7 +42,7 @@ _COLLECT_SHARE = 0.4
 """Part of the memory that pooled features may stay in; more are read again from the store."""
 
 
-def analyze(
+def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it optional
     store: Store | str | Path,
     names: Sequence[str | Analysis] | None = None,
     *,
@@ -63,8 +63,9 @@ def analyze(
     store
         An open store, or its path.
     names
-        Names of the catalogue (`cka`, `svd`, …), or analyses with other options (`Probe(shuffles=20)`).
-        None: every analysis that the store can serve; the others are named in the attribute `skipped`.
+        Names of the catalogue (`cka`, `svd`, …), or analyses with other options
+        (`Probe(shuffles=20)`). None: every analysis that the store can serve; the others are named
+        in the attribute `skipped`.
     against
         Another store whose captures are compared with this one's by `cka`, as `against:<capture>`.
     captures, sites, layers
@@ -83,21 +84,22 @@ def analyze(
     Returns
     -------
     dict
-        Datasets by table name (`cka`, `svd`, `spectrum`, `probe`, `lens`, `contribution`, `outputs`,
-        `confusion`), each of one dimension `entry` with the columns as variables. The attributes say
-        seed, memory, passes, bytes read, the store and the choices of the estimator.
+        Datasets by table name (`cka`, `svd`, `spectrum`, `probe`, `lens`, `contribution`,
+        `outputs`, `confusion`), each of one dimension `entry` with the columns as variables. The
+        attributes say seed, memory, passes, bytes read, the store and the choices of the estimator.
 
     Raises
     ------
     AnalysisInputError
-        An unknown analysis, capture, site or layer; an analysis asked for by name whose sites are missing.
+        An unknown analysis, capture, site or layer; an analysis asked for by name whose sites are
+        missing.
     MemoryBudgetError
         Not even one sample fits into `memory`; said before anything is read.
 
     Notes
     -----
-    Tables agree for any memory and worker count up to the order of float64 sums, and of float32 products
-    in the spectra (1e-6 relative).
+    Tables agree for any memory and worker count up to the order of float64 sums, and of float32
+    products in the spectra (1e-6 relative).
     """
     chosen = choose(names)
     memory_bytes = parse_bytes(memory)
@@ -187,12 +189,11 @@ def _execute(
     collected = {fold.key: results.pop(fold) for fold in collect}
     outcome = Outcome(selection, results, PooledSource(source, collected, stored), runner)
     tables: dict[str, Table] = {}
-    total = sum(one.read_bytes for one in passes)
+    read = sum(int(source.sizes(key).sum()) for one in passes for key in one.needs)
     for name, plan in plans.items():
         if progress is not None:
-            progress(total, total, f"computing {name}")
+            progress(read, read, f"computing {name}")
         tables |= plan.conclude(outcome)
-    read = sum(int(source.sizes(key).sum()) for one in passes for key in one.needs)
     facts = {"passes": len(passes), "slabs": sum(len(one.slabs) for one in passes)}
     return tables, {**facts, "bytes_read": format_bytes(read)}
 

@@ -1,4 +1,4 @@
-"""CKA: how similar the geometry of any two arrays is, within a capture, between captures and stores."""
+"""CKA: how similar the geometry of two arrays is, within a capture, between captures and stores."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .selection import Selection
 from .source import View
 
 _CHEAP = 4e11
-"""Multiplications of the Gram matrices (arrays · samples² · features) up to which they are done in float64."""
+"""Multiplications of the Gram matrices (arrays · samples² · features) that are done in float64."""
 _MOST_GROUPS = 64
 """Groups that a jackknife deletes one by one; more speakers are put together at random."""
 _SHARE = 0.6
@@ -31,12 +31,12 @@ _SHARE = 0.6
 
 @dataclass(frozen=True, slots=True)
 class CKA:
-    """Linear CKA, debiased and biased: pooled over all pairs, frames by minibatch over same-site pairs."""
+    """Linear CKA: pooled, debiased and biased, of all pairs; frames by minibatch within a site."""
 
     frames: bool = True
     """Whether to compare frames as well."""
     frames_per_sample: int = 8
-    """Frames drawn of each sample, at most; fewer when they do not fit into a quarter of the memory."""
+    """Frames drawn of each sample at most; fewer when they exceed a quarter of the memory."""
     name: str = "cka"
     description: str = (
         "similarity of any two layers, sites and captures, with null ceiling, p and interval"
@@ -48,7 +48,7 @@ class CKA:
         keys = tuple(key for view in views for key in selection.pooled_keys(view))
         if not keys:
             msg = (
-                "cka needs pooled features (mean_valid) or rows of at least one site, and the store holds "
+                "cka needs pooled features (mean_valid) or rows of a site, and the store holds "
                 "none of those asked for. Record them: `record.pool: [mean_valid]`."
             )
             raise MissingSitesError(msg)
@@ -64,7 +64,7 @@ def _conclude(keys: Sequence[ArrayKey], frames: FramePlan, outcome: Outcome) -> 
         "ratio": "HSIC(a, b) / sqrt(HSIC(a, a) HSIC(b, b)), not clamped",
         "null_ceiling_biased": "expected biased CKA of independent data of the same spectra",
         "null_ceiling_debiased": "debiased CKA that independent data exceed in 5 % of cases",
-        "p_value": "Szekely-Rizzo t test of independence, one-sided; samples of one speaker are dependent",
+        "p_value": "Szekely-Rizzo t test, one-sided; samples of one speaker are not independent",
         "interval": "delete-one-speaker jackknife, t quantile, 95 %",
         "pooled_from": "recorded mean_valid, else the mean of the stored rows of each sample",
     }
@@ -220,7 +220,7 @@ def _estimate(
 
 def _blank(estimates: dict[str, Estimate], moments: Moments) -> dict[str, Estimate]:
     """Return the estimates, NaN where one side cannot be compared."""
-    bad = np.asarray([bool(fault) for fault in moments.faults])
+    bad = np.flatnonzero([bool(fault) for fault in moments.faults])
     for found in estimates.values():
         for part in (found.value, found.low, found.high, found.null_ceiling, found.p_value):
             part[bad] = np.nan
@@ -231,7 +231,7 @@ def _blank(estimates: dict[str, Estimate], moments: Moments) -> dict[str, Estima
 def jackknife_groups(
     view: View, samples: NDArray[np.int64], seed: int, most: int
 ) -> NDArray[np.int64]:
-    """Return the group number of every sample: its speaker, speakers put together when there are too many.
+    """Return the group of every sample: its speaker, or several speakers when there are too many.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""From HSIC to CKA: ratios, noise ceilings, analytic p-values and jackknife intervals, never clamped."""
+"""From HSIC to CKA: ratios, never clamped, with noise ceilings, p-values and intervals."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from .hsic import HsicSums, Reader, find_moments, hsic, sum_pairs
+from .hsic import HsicSums, find_moments, hsic, sum_pairs
 
 MIN_GROUPS = 3
 """Groups below which no jackknife interval is given."""
@@ -50,7 +50,8 @@ def participation(sums: HsicSums) -> NDArray[np.float64]:
 def biased_ceiling(gamma_l: NDArray[np.float64], n: int) -> NDArray[np.float64]:
     """Return the biased CKA that independent Gaussian data of these spectra are expected to show.
 
-    1/√((1 + n/γ_x)(1 + n/γ_y)): for isotropic data d/(n + d), 0.97 for 40 samples of 1,280 features.
+    1/√((1 + n/γ_x)(1 + n/γ_y)): for isotropic data d/(n + d), 0.97 for 40 samples of 1,280
+    features.
     """
     root_l = np.sqrt(1 + n / gamma_l)
     return 1 / np.outer(root_l, root_l)
@@ -71,8 +72,9 @@ def p_value(ratio: NDArray[np.float64], n: int) -> NDArray[np.float64]:
 
     Notes
     -----
-    T = √(v - 1) R / √(1 - R²) follows t with v - 1 degrees of freedom, v = n(n - 3)/2, when features
-    are many and samples independent [1]_. Samples of few speakers are not: then p is too small.
+    T = √(v - 1) R / √(1 - R²) follows t with v - 1 degrees of freedom, v = n(n - 3)/2, when
+    features are many and samples independent [1]_. Samples of few speakers are not: then p is too
+    small.
 
     References
     ----------
@@ -90,8 +92,9 @@ def estimate(sums: HsicSums) -> dict[str, Estimate]:
 
     Notes
     -----
-    The interval is delete-one-group: value ± t(0.975, G - 1) · √((G - 1)/G Σ (θ₋g - θ̄)²). It says how much
-    the value depends on which speakers were recorded; similarity between samples of one speaker stays in it.
+    The interval is delete-one-group: value ± t(0.975, G - 1) · √((G - 1)/G Σ (θ₋g - θ̄)²). It says
+    how much the value depends on which speakers were recorded; similarity between samples of one
+    speaker stays in it.
     """
     unbiased_ll, biased_ll, n = hsic(sums)
     ratios = {"debiased": to_ratio(unbiased_ll), "biased": to_ratio(biased_ll)}
@@ -151,13 +154,18 @@ def linear_cka(
 
     Notes
     -----
-    Centred in float64 first, so that an offset changes nothing. O(arrays · samples · features) memory.
+    Centred in float64 first, so that an offset changes nothing. O(arrays · samples · features)
+    memory.
     """
     n = features[0].shape[0]
     if any(x.shape[0] != n for x in features):
-        msg = f"arrays have {sorted({x.shape[0] for x in features})} samples; CKA compares the same samples."
+        counts = sorted({x.shape[0] for x in features})
+        msg = f"arrays have {counts} samples; CKA compares the same samples."
         raise ValueError(msg)
     labels = np.zeros(n) if groups is None else np.asarray(groups)
     group_n = np.unique(labels, return_inverse=True)[1].astype(np.int64)
-    read: Reader = lambda a, rows: features[a][rows]  # noqa: E731
+
+    def read(a: int, rows: NDArray[np.int64]) -> NDArray:
+        return features[a][rows]
+
     return estimate(sum_pairs(read, find_moments(read, len(features), n), group_n))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations_with_replacement, product
 
 import numpy as np
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from .cka_estimate import debiased_ceiling, to_ratio
 from .fold import ArrayKey
-from .frame_fold import BATCH, FrameFold, FrameSums
+from .frame_fold import BATCH, FrameFold, FrameSums, draw_rows, order_samples
 from .plan import Outcome, describe_exposure, mask_of, most_exposed
 from .selection import Selection
 from .source import AGAINST, Source, View
@@ -39,6 +38,20 @@ class _Group:
 
     views: list[View]
     samples: NDArray[np.int64]
+    """Places on the sample axis that all of them have."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What one fold will compare."""
+
+    arrays: tuple[ArrayKey, ...]
+    samples: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    """Rows of each sample."""
+
+
+type _Refused = tuple[ArrayKey, ArrayKey, str]
 
 
 def plan_frames(selection: Selection, frames_per_sample: int) -> FramePlan:
@@ -48,117 +61,113 @@ def plan_frames(selection: Selection, frames_per_sample: int) -> FramePlan:
     """
     views = [*selection.captures, *selection.others]
     sites = dict.fromkeys(key.site for view in views for key in selection.row_keys(view))
-    wanted, refused = [], []
+    matcher = _Matcher(selection.source)
+    wanted: list[_Wanted] = []
+    refused: list[_Refused] = []
     for site in sites:
         groups: list[_Group] = []
         for view in (v for v in views if site in v.sites):
-            reasons = [_join(group, view, site, selection.source) for group in groups]
-            if "" not in reasons:
-                for group, reason in zip(groups, reasons, strict=True):
-                    refused += _pairs_between(group, view, site, selection, reason)
-                groups.append(_Group([view], view.samples))
+            refused += _place(view, groups, site, selection, matcher)
         for group in groups:
-            arrays = tuple(k for v in group.views for k in selection.row_keys(v) if k.site == site)
+            arrays = tuple(k for v in group.views for k in _keys(selection, v, site))
             counts = group.views[0].rows[group.views[0].sites[site].stream][group.samples]
-            wanted.append((arrays, group.samples[counts > 0], counts[counts > 0]))
-    wanted = [one for one in wanted if one[1].size >= 4]
+            one = _Wanted(arrays, group.samples[counts > 0], counts[counts > 0])
+            if one.samples.size >= 4:
+                wanted.append(one)
+            else:
+                reason = f"{one.samples.size} common samples with rows; HSIC needs at least 4"
+                pairs = combinations_with_replacement(arrays, 2)
+                refused += [(a, b, reason) for a, b in pairs]
     draws = _fit_draws(selection, wanted, frames_per_sample)
-    return FramePlan(tuple(_make_fold(selection, *one, draws) for one in wanted), tuple(refused))
+    return FramePlan(tuple(_make_fold(selection, one, draws) for one in wanted), tuple(refused))
 
 
-def _join(group: _Group, view: View, site: str, source: Source) -> str:
-    """Add a capture to a group and return ""; or return why its rows do not match."""
-    samples = np.intersect1d(group.samples, view.samples)
-    reason = _compare_rows(source, group.views[0], view, site, samples)
-    if not reason:
-        group.views.append(view)
-        group.samples = samples
-    return reason
+def _keys(selection: Selection, view: View, site: str) -> list[ArrayKey]:
+    return [key for key in selection.row_keys(view) if key.site == site]
 
 
-def _compare_rows(source: Source, a: View, b: View, site: str, samples: NDArray[np.int64]) -> str:
-    if samples.size < 4:
-        return f"{samples.size} common samples; HSIC needs at least 4"
-    streams = a.sites[site].stream, b.sites[site].stream
-    counts_a, counts_b = a.rows[streams[0]][samples], b.rows[streams[1]][samples]
-    differ = np.flatnonzero(counts_a != counts_b)
-    if differ.size:
-        first = differ[0]
-        return (
-            f"rows do not match: sample {source.ids[samples[first]]!r} has {counts_a[first]} and "
-            f"{counts_b[first]} ({differ.size} of {samples.size} samples differ)"
-        )
-    for start in range(0, samples.size, _CHECK_SAMPLES):
-        some = samples[start : start + _CHECK_SAMPLES]
-        positions = [
-            source.read_positions(v.name, s, some) for v, s in ((a, streams[0]), (b, streams[1]))
-        ]
-        if not np.array_equal(*positions):
-            return "rows do not match: the same samples have rows at other positions"
-    return ""
+def _place(
+    view: View, groups: list[_Group], site: str, selection: Selection, matcher: _Matcher
+) -> list[_Refused]:
+    """Put a capture into the first group that it matches, or a new one; return the other pairs."""
+    found = [np.intersect1d(group.samples, view.samples) for group in groups]
+    reasons = [
+        matcher.explain(g.views[0], view, site, s) for g, s in zip(groups, found, strict=True)
+    ]
+    home = reasons.index("") if "" in reasons else len(groups)
+    refused: list[_Refused] = []
+    for number, (group, reason) in enumerate(zip(groups, reasons, strict=True)):
+        why = reason or f"compared with {groups[home].views[0].name!r}, whose rows do not match"
+        others = [] if number == home else group.views
+        for other in others:
+            pairs = product(_keys(selection, other, site), _keys(selection, view, site))
+            refused += [(a, b, why) for a, b in pairs]
+    if home == len(groups):
+        groups.append(_Group([view], view.samples))
+    else:
+        groups[home].views.append(view)
+        groups[home].samples = found[home]
+    return refused
 
 
-def _pairs_between(
-    group: _Group, view: View, site: str, selection: Selection, reason: str
-) -> Iterator[tuple[ArrayKey, ArrayKey, str]]:
-    for other in group.views:
-        keys = [[k for k in selection.row_keys(v) if k.site == site] for v in (other, view)]
-        yield from ((a, b, reason) for a, b in product(*keys))
+@dataclass(frozen=True, slots=True)
+class _Matcher:
+    """Says why the rows of two captures do not match; each pair of streams is looked at once."""
+
+    source: Source
+    _known: dict[tuple[str, ...], str] = field(default_factory=dict)
+
+    def explain(self, a: View, b: View, site: str, samples: NDArray[np.int64]) -> str:
+        """Return the reason, empty where the rows match."""
+        key = (a.name, b.name, a.sites[site].stream, b.sites[site].stream)
+        if key not in self._known:
+            self._known[key] = self._compare(a, b, site, samples)
+        return self._known[key]
+
+    def _compare(self, a: View, b: View, site: str, samples: NDArray[np.int64]) -> str:
+        if samples.size < 4:
+            return f"{samples.size} common samples; HSIC needs at least 4"
+        streams = a.sites[site].stream, b.sites[site].stream
+        counts_a, counts_b = a.rows[streams[0]][samples], b.rows[streams[1]][samples]
+        differ = np.flatnonzero(counts_a != counts_b)
+        if differ.size:
+            first = differ[0]
+            return (
+                f"rows do not match: sample {self.source.ids[samples[first]]!r} has "
+                f"{counts_a[first]} and {counts_b[first]} "
+                f"({differ.size} of {samples.size} samples differ)"
+            )
+        for start in range(0, samples.size, _CHECK_SAMPLES):
+            some = samples[start : start + _CHECK_SAMPLES]
+            positions_a = self.source.read_positions(a.name, streams[0], some)
+            positions_b = self.source.read_positions(b.name, streams[1], some)
+            if not np.array_equal(positions_a, positions_b):
+                return "rows do not match: the same samples have rows at other positions"
+        return ""
 
 
-def _fit_draws(
-    selection: Selection,
-    wanted: Sequence[tuple[tuple[ArrayKey, ...], NDArray[np.int64], NDArray[np.int64]]],
-    most: int,
-) -> int:
+def _fit_draws(selection: Selection, wanted: Sequence[_Wanted], most: int) -> int:
     """Return how many frames of each sample fit into their part of the memory, at least 1."""
-    one = 0
-    for arrays, samples, _ in wanted:
-        views = selection.source.views
-        infos = [views[key.capture].info(key) for key in arrays]
-        one += samples.size * sum(i.width * (8 if i.dtype == "float64" else 4) for i in infos)
-    return max(1, min(most, int(_SHARE * selection.memory_bytes) // max(one, 1)))
+    views = selection.source.views
+    each = 0
+    for one in wanted:
+        infos = [views[key.capture].info(key) for key in one.arrays]
+        each += one.samples.size * sum(i.width * (8 if i.dtype == "float64" else 4) for i in infos)
+    return max(1, min(most, int(_SHARE * selection.memory_bytes) // max(each, 1)))
 
 
-def _make_fold(
-    selection: Selection,
-    arrays: tuple[ArrayKey, ...],
-    samples: NDArray[np.int64],
-    counts: NDArray[np.int64],
-    draws: int,
-) -> FrameFold:
+def _make_fold(selection: Selection, one: _Wanted, draws: int) -> FrameFold:
     source = selection.source
-    ids = source.ids[samples]
-    draws_nk = np.stack(
-        [
-            _draw_rows(selection.seed, str(i), int(c), draws)
-            for i, c in zip(ids, counts, strict=True)
-        ]
-    )
-    order_kn = np.stack(
-        [np.argsort([_hash(selection.seed, f"{k}/{i}") for i in ids]) for k in range(draws)]
-    )
-    infos = [source.views[key.capture].info(key) for key in arrays]
+    ids = [str(i) for i in source.ids[one.samples]]
+    infos = [source.views[key.capture].info(key) for key in one.arrays]
     return FrameFold(
-        arrays,
-        samples,
-        draws_nk,
-        order_kn,
+        one.arrays,
+        one.samples,
+        draw_rows(ids, one.counts, draws, selection.seed),
+        order_samples(ids, draws, selection.seed),
         tuple(info.width for info in infos),
         any(info.dtype == "float64" for info in infos),
     )
-
-
-def _hash(seed: int, text: str) -> int:
-    digest = hashlib.blake2b(f"{seed}/{text}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
-
-
-def _draw_rows(seed: int, sample: str, count: int, draws: int) -> NDArray[np.int64]:
-    """Return `draws` rows of one sample, all different while there are enough; more draws extend fewer."""
-    rng = np.random.default_rng(_hash(seed, sample))
-    rounds = [rng.permutation(count) for _ in range(-(-draws // count))]
-    return np.concatenate(rounds)[:draws].astype(np.int64)
 
 
 def conclude_frames(

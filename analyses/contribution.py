@@ -43,8 +43,9 @@ class ContributionFold:
     Notes
     -----
     With h the layer's input, a the attention output and m the MLP output: ‖a‖/‖h‖ and cos(a, h),
-    ‖m‖/‖h + a‖ and cos(m, h + a), ‖a + m‖/‖h‖ and cos(a + m, h), for every frame. For LoRA: s‖B_out‖/‖base_out‖.
-    Constant memory apart from six numbers a sample; one pass; rows · features time.
+    ‖m‖/‖h + a‖ and cos(m, h + a), ‖a + m‖/‖h‖ and cos(a + m, h), for every frame. For LoRA:
+    s‖B_out‖/‖base_out‖. Constant memory apart from six numbers a sample; one pass; rows · features
+    time.
     """
 
     components: tuple[str, ...]
@@ -52,7 +53,7 @@ class ContributionFold:
     arrays: tuple[ArrayKey, ...]
     """h, a, m; or base_out, lora_b."""
     scaling: float
-    """α/r of the adapter; 1 where it plays no part."""
+    """Factor of the adapter's output (alpha / r); 1 where it plays no part."""
     n_samples: int
     width: int
 
@@ -123,7 +124,7 @@ class ContributionFold:
 
 
 def _compare(added_nd: NDArray[np.float64], base_nd: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return ‖added‖/‖base‖ and their cosine, [rows, 2]; NaN where a norm is 0 (a cosine needs both)."""
+    """Return ‖added‖/‖base‖ and their cosine, [rows, 2]; NaN where a norm below the line is 0."""
     added_n = np.sqrt(np.einsum("nd,nd->n", added_nd, added_nd))
     base_n = np.sqrt(np.einsum("nd,nd->n", base_nd, base_nd))
     dot_n = np.einsum("nd,nd->n", added_nd, base_nd)
@@ -134,7 +135,7 @@ def _compare(added_nd: NDArray[np.float64], base_nd: NDArray[np.float64]) -> NDA
 
 
 def _mean_samples(shares: NDArray[np.float64], piece: Piece) -> NDArray[np.float64]:
-    """Return the mean over the frames of each sample where it is defined, [samples, components, 2]."""
+    """Return the mean over the frames of each sample that have one, [samples, components, 2]."""
     known = np.isfinite(shares)
     sums = np.zeros((piece.samples.size, *shares.shape[1:]))
     counts = np.zeros_like(sums)
@@ -164,10 +165,11 @@ class Contribution:
             folds += lora if made else []
             absent += missing if made else []
         if not folds:
+            present = sorted({site for view in selection.captures for site in view.sites})
             msg = (
                 "contribution needs the rows of attn_out, mlp_out and the layer's input "
                 "(embed for layer 0, resid_post of the layer before otherwise) of the same layer. "
-                f"Present: {', '.join(sorted({s for v in selection.captures for s in v.sites})) or 'none'}. "
+                f"Present: {', '.join(present) or 'none'}. "
                 "Record them with `record.sites: [embed, resid_post, attn_out, mlp_out]`."
             )
             raise MissingSitesError(msg)
@@ -221,9 +223,8 @@ def _lora_folds(
                 if scaling is not None
                 else "the adapter's scaling is unknown"
             )
-            absent.append(
-                {"capture": view.name, "layer": layer, "component": "lora", "reason": what}
-            )
+            row = {"capture": view.name, "layer": layer, "component": "lora", "reason": what}
+            absent.append({**row, "mask": mask_of(view, site)})
     return folds, absent
 
 
@@ -232,16 +233,19 @@ def _conclude(
 ) -> dict[str, Table]:
     rows = [row for fold in folds for row in _rows(fold, outcome)]
     rows += [{**row, "n": 0, "exposed": "none"} for row in absent]
-    order = {name: i for i, name in enumerate(("attention", "mlp", "layer", "lora"))}
+    order = {"attention": 0, "mlp": 1, "layer": 2, "lora": 3}
     captures = list(outcome.selection.source.views)
-    rows.sort(key=lambda r: (captures.index(r["capture"]), r["layer"], order[r["component"]]))
+    frame = pd.DataFrame(rows)
+    component = frame["component"].map(order.__getitem__)
+    place = frame.assign(capture=frame["capture"].map(captures.index), component=component)
+    frame = frame.loc[place.sort_values(["capture", "layer", "component"], kind="stable").index]
     attrs = {
-        "definition": "|a|/|h|, |m|/|h+a|, |a+m|/|h| and cosines with the same denominators, per frame",
+        "definition": "|a|/|h|, |m|/|h+a|, |a+m|/|h| and the cosines of the same pairs, per frame",
         "mean": "over the frames of a sample, then over samples",
         "median": "over frames, from bins of 0.46 % (ratios) and 0.0005 (cosines)",
         "interval": "cluster bootstrap over speakers of the mean",
     }
-    return {"contribution": Table(pd.DataFrame(rows), attrs)}
+    return {"contribution": Table(frame.reset_index(drop=True), attrs)}
 
 
 def _rows(fold: ContributionFold, outcome: Outcome) -> list[dict[str, object]]:

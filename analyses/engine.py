@@ -1,7 +1,8 @@
 """One pass over slabs of samples for all folds together, run by dask.
 
-Each worker takes a contiguous part of the slabs, reads a slab of every needed array once, feeds it to
-all folds and drops it; the partial states are merged in a tree. So memory is workers × (slab + states).
+Each worker takes a contiguous part of the slabs, reads a slab of every needed array once, feeds it
+to all folds and drops it; the partial states are merged in a tree. So memory is workers × (slab +
+states).
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import dask
 import numpy as np
+from dask.base import compute
+from dask.delayed import delayed as dask_delayed
 from threadpoolctl import threadpool_limits
 
 from .errors import AnalysisInputError
@@ -41,18 +43,18 @@ class Runner:
         if self.client is not None:
             return list(self.client.gather(self.client.compute(list(tasks))))
         with threadpool_limits(_blas_threads(self.workers)):
-            return list(dask.compute(*tasks, scheduler="threads", num_workers=self.workers))
+            return list(compute(*tasks, scheduler="threads", num_workers=self.workers))
 
     def map(self, function: Callable[..., Any], items: Sequence[Any]) -> list[Any]:
         """Return `function(item)` of every item, in order, several at a time, in this process."""
         tasks = [_delay(partial(function, item)) for item in items]
         with threadpool_limits(_blas_threads(self.workers)):
-            return list(dask.compute(*tasks, scheduler="threads", num_workers=self.workers))
+            return list(compute(*tasks, scheduler="threads", num_workers=self.workers))
 
 
-def _delay(function: Callable[..., Any], *delayed: Any) -> Any:
+def _delay(function: Callable[..., Any], *delayed: Any) -> Any:  # noqa: ANN401 - dask is untyped
     """Return a task; what is bound by `partial` is opaque to dask, which would walk through it."""
-    return dask.delayed(function, pure=False, traverse=False)(*delayed)
+    return dask_delayed(function, pure=False, traverse=False)(*delayed)
 
 
 def count_cores() -> int:
@@ -90,9 +92,9 @@ def open_runner(workers: int | None, scheduler: str | None) -> Iterator[Runner]:
     from distributed import Client
 
     try:
-        client = Client(scheduler, timeout=30, set_as_default=False)
+        client: Any = Client(scheduler, timeout=30, set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:
-        msg = f"no dask scheduler answers at {scheduler!r} ({error}). Start one with `dask scheduler`."
+        msg = f"no dask scheduler at {scheduler!r} ({error}). Start one with `dask scheduler`."
         raise AnalysisInputError(msg) from error
     try:
         threads = sum(client.nthreads().values())

@@ -1,7 +1,7 @@
 """What can go wrong in an analysis, grouped by what the person who sees it would do.
 
 - `AnalysisError` — root of this room.
-  - `AnalysisInputError` — what was asked does not fit what the store holds: ask otherwise, or record more.
+  - `AnalysisInputError` — the request does not fit the store: ask otherwise, or record more.
     - `MissingSitesError` — an analysis whose sites were not captured: record them.
   - `MemoryBudgetError` — not even one block fits: raise `memory`, or ask for fewer arrays.
 """

@@ -1,7 +1,7 @@
 """The seam of every out-of-core statistic: empty, add, merge, finish.
 
-A fold says which arrays it reads; the engine gives it the same samples of all of them, block by block,
-in any number of partial states that it merges in the end.
+A fold says which arrays it reads; the engine gives it the same samples of all of them, block by
+block, in any number of partial states that it merges in the end.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True, order=True)
 class ArrayKey:
-    """Name of one array of a store: the rows, or one pooled vector a sample, of one layer of one site."""
+    """Name of one array: the rows, or a pooled vector for each sample, of one layer of one site."""
 
     capture: str
     """Name of the capture; `against:<capture>` for one of the other store."""

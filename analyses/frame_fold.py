@@ -1,7 +1,9 @@
-"""Draws random frames of every utterance in the pass, then sums unbiased HSIC over batches of them."""
+"""Draws random frames of every utterance in the pass, then sums HSIC over batches of them."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,12 +34,13 @@ class FrameSums:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FrameFold:
-    """Draws frames of every array of one site, then sums HSIC over batches of one frame an utterance.
+    """Draws frames of every array of a site, then sums HSIC over batches of one frame an utterance.
 
     Notes
     -----
-    Frames of one utterance depend on each other, so a batch never holds two of one. Which frames are
-    drawn depends on the seed and the sample's id only. Memory: samples · frames · Σ features numbers.
+    Frames of one utterance depend on each other, so a batch never holds two of one. Which frames
+    are drawn depends on the seed and the sample's id only. Memory: samples · frames · Σ features
+    numbers.
     """
 
     arrays: tuple[ArrayKey, ...]
@@ -62,7 +65,7 @@ class FrameFold:
         """Drawing copies nothing but the draws."""
         return 0
 
-    def state_bytes(self, workers: int) -> int:  # noqa: ARG002 - the parts of all workers make one whole
+    def state_bytes(self, workers: int) -> int:
         """Return the size of all draws, once more for putting them in order, and of one batch."""
         item = 8 if self.wide else 4
         largest = max(self.widths)
@@ -119,3 +122,30 @@ def _find_fault(values: NDArray) -> str:
     if not np.isfinite(values).all():
         return "NaN or infinite features"
     return "constant features" if (values == values[:1, :1]).all() else ""
+
+
+def draw_rows(
+    ids: Sequence[str], counts: NDArray[np.int64], draws: int, seed: int
+) -> NDArray[np.int64]:
+    """Return which rows of each sample are drawn, [samples, draws].
+
+    They depend on seed, id and row count of the sample alone, and are all different while it has
+    enough of them; asking for more draws extends the same list.
+    """
+    drawn = []
+    for sample, count in zip(ids, counts.tolist(), strict=True):
+        rng = np.random.default_rng(_hash(seed, sample))
+        rounds = [rng.permutation(count) for _ in range(-(-draws // count))]
+        drawn.append(np.concatenate(rounds)[:draws])
+    return np.stack(drawn).astype(np.int64)
+
+
+def order_samples(ids: Sequence[str], draws: int, seed: int) -> NDArray[np.int64]:
+    """Return in which order the samples of each draw are cut into batches, [draws, samples]."""
+    keys = [[_hash(seed, f"{draw}/{sample}") for sample in ids] for draw in range(draws)]
+    return np.argsort(np.asarray(keys, dtype=np.uint64), axis=1)
+
+
+def _hash(seed: int, text: str) -> int:
+    digest = hashlib.blake2b(f"{seed}/{text}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")

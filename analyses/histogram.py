@@ -23,7 +23,7 @@ class Bins:
         return np.zeros(self.count + 2, dtype=np.int64)
 
     def tally(self, values: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Return how many finite values fall into each bin; 0 is in the first of a logarithmic axis."""
+        """Return how many finite values fall into each bin; the first of a log axis holds 0."""
         finite = values[np.isfinite(values)]
         if self.logarithmic:
             with np.errstate(divide="ignore"):

@@ -17,12 +17,12 @@ type Reader = Callable[[int, NDArray[np.int64]], NDArray]
 """`read(array, rows)`: the rows (given by number) of one array, [rows, features]."""
 
 _CONSTANT = 1e-24
-"""A centred square sum below this part of the uncentred one is rounding: the features are constant."""
+"""Features whose centred square sum is below this part of the uncentred one are constant."""
 
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """What a first look at every array gives: provisional mean, scale and whether it can be used."""
+    """What a first look at every array gives: mean, scale and whether it can be used."""
 
     means: list[NDArray[np.float64]]
     """Mean of every feature, one [features] vector for each array."""
@@ -41,7 +41,7 @@ class HsicSums:
     own_gll: NDArray[np.float64]
     """The same with j in the group of i as well."""
     row_lng: NDArray[np.float64]
-    """Sum of the centred Gram matrix over j in each group, diagonal included, [arrays, samples, groups]."""
+    """Centred Gram matrix summed over j in each group, with diagonal, [arrays, samples, groups]."""
     norms_ln: NDArray[np.float64]
     """Its diagonal, [arrays, samples]."""
     group_n: NDArray[np.int64]
@@ -105,8 +105,9 @@ def sum_pairs(
 
     Notes
     -----
-    Time: arrays · n² · features (Gram) + arrays² · n² (pairs). Memory: two panels, the tiles and
-    2 · groups · arrays² + arrays · n · groups numbers. With p panels the features are read p² + p times.
+    Time: arrays · n² · features (Gram) + arrays² · n² (pairs). Memory: two panels, the tiles and 2
+    · groups · arrays² + arrays · n · groups numbers. With p panels the features are read p² + p
+    times.
     """
     n, n_arrays = group_n.size, len(moments.means)
     order = np.argsort(group_n, kind="stable")
@@ -166,7 +167,8 @@ def _panels(n: int, size: int) -> list[slice]:
 def _shifts(norms_ln: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return a_i with which K_ij + a_i + a_j is the U-centred matrix of all samples.
 
-    HSIC₁ does not change under such shifts; they take out what would cancel, so that tiles can be float32.
+    HSIC₁ does not change under such shifts; they take out what would cancel, so that tiles can be
+    float32.
     """
     n = norms_ln.shape[1]
     if n < 4:
@@ -231,9 +233,9 @@ def hsic(sums: HsicSums, *, without: int | None = None) -> tuple[NDArray, NDArra
 
     Notes
     -----
-    With K̃ the Gram matrix without diagonal, ρ its row sums and τ their total [1]_,
-    n(n-3) HSIC₁ = tr(K̃L̃) + τ_K τ_L / ((n-1)(n-2)) - 2 ρ_K·ρ_L / (n-2), and
-    (n-1)² HSIC₀ = n(n-3) HSIC₁ + n/(n-2) Σ k l - Σk Σl / ((n-1)(n-2)) with the centred squared norms k, l.
+    With K̃ the Gram matrix without diagonal, ρ its row sums and τ their total [1]_, n(n-3) HSIC₁ =
+    tr(K̃L̃) + τ_K τ_L / ((n-1)(n-2)) - 2 ρ_K·ρ_L / (n-2), and (n-1)² HSIC₀ = n(n-3) HSIC₁ + n/(n-2)
+    Σ k l - Σk Σl / ((n-1)(n-2)) with the centred squared norms k, l.
 
     References
     ----------

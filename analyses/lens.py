@@ -30,10 +30,11 @@ class Lens:
 
     Notes
     -----
-    p_ℓ = softmax(W_c (W_p x_ℓ + b_p) + b_c) with x_ℓ the mean over all frames of the final norm of the
-    residual stream after layer ℓ. `kl_final_layer` = KL(p_L‖p_ℓ), `kl_layer_final` = KL(p_ℓ‖p_L), means over
-    samples in nats; `overlap` how often both choose the same class, `chance_overlap` how often they would if
-    they were independent. p_L is the stored logits'. At the last layer KL is 0 and overlap 1.
+    p_ℓ = softmax(W_c (W_p x_ℓ + b_p) + b_c) with x_ℓ the mean over all frames of the final norm of
+    the residual stream after layer ℓ. `kl_final_layer` = KL(p_L‖p_ℓ), `kl_layer_final` =
+    KL(p_ℓ‖p_L), means over samples in nats; `overlap` how often both choose the same class,
+    `chance_overlap` how often they would if they were independent. p_L is the stored logits'. At
+    the last layer KL is 0 and overlap 1.
     """
 
     name: str = "lens"
@@ -125,7 +126,9 @@ def _look(
     final_nk = to_log_probabilities(source.read_output(view.name, "logits", samples))
     speaker_n = np.unique(view.group_n[samples].astype(str), return_inverse=True)[1]
     labels = list(view.attrs.get("labels", ()))
-    true_n = np.asarray([labels.index(t) if t in labels else -1 for t in view.label_n[samples]])
+    true_n = np.asarray(
+        [labels.index(t) if t in labels else -1 for t in view.label_n[samples]], dtype=np.int64
+    )
     rows = []
     for key in keys:
         row: dict[str, object] = {"capture": view.name, "site": key.site, "layer": key.layer}
@@ -180,5 +183,5 @@ def _recall(
     groups = np.unique(speaker_n[known], return_inverse=True)[1]
     statistic = weighted_recall(true_n[known], hits, n_classes)
     low, high = cluster_bootstrap(groups, statistic, seed=seed)
-    found = {"uar": float(unweighted_recall(confusion)), "uar_low": low[0], "uar_high": high[0]}
-    return found | {"reason": ""}
+    recall = float(unweighted_recall(confusion))
+    return {"uar": recall, "uar_low": low[0], "uar_high": high[0], "reason": ""}

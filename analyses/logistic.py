@@ -20,7 +20,7 @@ _MEMORY = 8
 """Pairs of steps and gradient changes that L-BFGS keeps."""
 _MAX_ITERATIONS = 5000
 _TOLERANCE = 1e-7
-"""Largest entry of the preconditioned gradient at the end; probabilities are then right to about 1e-6."""
+"""Largest entry of the preconditioned gradient at the end: probabilities right to about 1e-6."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +57,15 @@ def fit_logistic(
 
     Notes
     -----
-    In u = L'w with LL' = ½X'X + penalty · I, the bound on the curvature is the identity, and the penalty's
-    gradient is u - ½Z'(Zu) with Z = XL⁻ᵀ: each iteration costs two products with Z.
-    O(samples · features) memory, O(samples · features²) time once and O(samples · features · sets · classes)
-    an iteration. With more features than samples the problem is solved in the span of the samples.
+    In u = L'w with LL' = ½X'X + penalty · I, the bound on the curvature is the identity, and the
+    penalty's gradient is u - ½Z'(Zu) with Z = XL⁻ᵀ: each iteration costs two products with Z.
+    O(samples · features) memory, O(samples · features²) time once and O(samples · features · sets ·
+    classes) an iteration. With more features than samples the problem is solved in the span of the
+    samples.
     """
     basis_dr = None
     if x_nd.shape[1] > x_nd.shape[0]:
-        basis_dr, r_rn = linalg.qr(x_nd.T, mode="economic", check_finite=False)
+        basis_dr, r_rn = np.linalg.qr(x_nd.T)
         x_nd = r_rn.T
     n, width = x_nd.shape
     bound_dd = 0.5 * (x_nd.T @ x_nd)
@@ -81,7 +82,7 @@ def fit_logistic(
 
 
 class _Objective:
-    """Loss and gradient in the preconditioned coordinates, one row for each label set still moving."""
+    """Loss and gradient in preconditioned coordinates, one row for each label set still moving."""
 
     def __init__(self, z_nd: NDArray[np.float64], class_ns: NDArray[np.int64]) -> None:
         self._z_nd = z_nd
@@ -143,7 +144,7 @@ def _minimise(z_nd: NDArray, class_ns: NDArray[np.int64]) -> tuple[NDArray[np.fl
         u, loss, gradient = u + step, new_loss, new_gradient
     msg = (
         f"the logistic probe did not converge in {_MAX_ITERATIONS} iterations: "
-        "its penalty is too small for classes that can be separated. Use a larger penalty (smaller C)."
+        "its penalty is too small for classes that can be separated. Use a smaller C."
     )
     raise AnalysisError(msg)
 

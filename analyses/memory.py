@@ -1,4 +1,4 @@
-"""The memory promise: how a request in words becomes bytes, and how folds and slabs are cut to fit."""
+"""The memory promise: how folds and slabs of samples are cut to fit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _UNITS = {
     **{f"{prefix}ib": 1024**i for i, prefix in enumerate("kmgt", start=1)},
 }
 USABLE = 0.75
-"""Part of the memory that is planned with; the rest is for allocator gaps, indexes and the interpreter."""
+"""Part of the memory that is planned with; the rest is for gaps of the allocator and indexes."""
 STATE_SHARE = 0.5
 """Part of the usable memory that accumulators of one pass may take when they could be split."""
 _SLAB_BYTES = 192 * 2**20
@@ -35,7 +35,8 @@ def parse_bytes(text: str | int) -> int:
     Parameters
     ----------
     text
-        `2GiB`, `500 MB`, `1.5g`-style text is not guessed: a unit of B, kB, MB, GB, TB, KiB, MiB, GiB, TiB, or none.
+        `2GiB`, `500 MB`, `1.5g`-style text is not guessed: a unit of B, kB, MB, GB, TB, KiB, MiB,
+        GiB, TiB, or none.
 
     Raises
     ------
@@ -67,8 +68,6 @@ class Pass:
     slabs: tuple[tuple[int, int], ...]
     """First and one past the last sample of each slab."""
     workers: int
-    read_bytes: int
-    """Bytes of all arrays in memory, summed over the slabs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +118,9 @@ def plan_passes(
 
     Notes
     -----
-    Folds are packed in order of their arrays while accumulators stay under half of the memory and the
-    largest single sample fits into the rest. An array that folds of two passes need is read twice.
+    Folds are packed in order of their arrays while accumulators stay under half of the memory and
+    the largest single sample fits into the rest. An array that folds of two passes need is read
+    twice.
     """
     usable = int(memory_bytes * USABLE)
     ordered = sorted(folds, key=lambda fold: (fold.needs[0].capture, fold.needs[0].layer))
@@ -177,7 +177,7 @@ def _cut(
         stop = int(inside[-1]) if inside.size and stop < bytes_n.size else stop
         slabs.append((start, stop))
         start = stop
-    return Pass(tuple(folds), needs, tuple(slabs), budget.workers, total)
+    return Pass(tuple(folds), needs, tuple(slabs), budget.workers)
 
 
 def _explain(folds: Sequence[Fold[Any, Any]], cost: Cost, memory_bytes: int) -> str:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 ECE_BINS = 10
 """Equal bins of confidence that the calibration error averages over."""
 SMALLEST_PROBABILITY = 1e-15
-"""Floor of the probability of the true class in `nll`: a class absent from the training part has 0."""
+"""Floor of p(true) in `nll`: a class that is absent from the training part has 0."""
 
 
 def count_confusion(
@@ -46,8 +46,8 @@ def score_predictions(
     Returns
     -------
     dict
-        `uar` mean recall of the classes that occur, `war` accuracy, `macro_f1` mean F1 of those classes
-        (all 0 … 1), `nll` mean -log p(true) in nats, `ece` expected calibration error: mean
+        `uar` mean recall of the classes that occur, `war` accuracy, `macro_f1` mean F1 of those
+        classes (all 0 … 1), `nll` mean -log p(true) in nats, `ece` expected calibration error: mean
         |accuracy - confidence| over equal bins of the top probability, weighted by their samples.
     """
     n, n_classes = probability_nk.shape

@@ -20,8 +20,9 @@ def sum_batch(features: Sequence[NDArray], total_ll: NDArray[np.float64]) -> Non
 
     Notes
     -----
-    Batches of unequal size n weigh in with n(n-3), as U-statistics must [1]_. The features are centred in
-    float64, the Gram matrix is U-centred; rows · (features + arrays) · rows · arrays operations.
+    Batches of unequal size n weigh in with n(n-3), as U-statistics must [1]_. The features are
+    centred in float64, the Gram matrix is U-centred; rows · (features + arrays) · rows · arrays
+    operations.
 
     References
     ----------

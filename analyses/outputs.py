@@ -43,8 +43,8 @@ def write_outputs(
 
     Notes
     -----
-    `tables/<name>.csv` and `.parquet` hold one table each; text cells that a spreadsheet would take for
-    a formula are prefixed by an apostrophe in the CSV files only.
+    `tables/<name>.csv` and `.parquet` hold one table each; text cells that a spreadsheet would take
+    for a formula are prefixed by an apostrophe in the CSV files only.
     """
     store = store if isinstance(store, Store) else open_store(store)
     folder = Path(out_path)

@@ -1,4 +1,4 @@
-"""The seam of every analysis: what it folds, what pooled features it needs, and how it concludes."""
+"""The seam of every analysis: what it folds, which pooled features it needs, how it concludes."""
 
 from __future__ import annotations
 
@@ -69,7 +69,8 @@ class Analysis(Protocol):
 def describe_exposure(view: View, samples: NDArray[np.int64]) -> str:
     """Return whether samples of the training part are among those used: `none`, `all` or `only`.
 
-    `none` also where no training shaped the features. `all` means used regardless, some of them exposed.
+    `none` also where no training shaped the features. `all` means used regardless, some of them
+    exposed.
     """
     exposed = view.exposed_n[samples]
     if not exposed.any() or not view.trained("adapter"):
@@ -78,7 +79,7 @@ def describe_exposure(view: View, samples: NDArray[np.int64]) -> str:
 
 
 def mask_of(view: View, site: str) -> str:
-    """Return which frames the rows of a site are: `valid`, `all` or `every:K`, as they were recorded."""
+    """Return which frames the rows of a site are, as recorded: `valid`, `all` or `every:K`."""
     record = view.attrs.get("record") or {}
     sites = record.get("sites")
     own = sites.get(site) if isinstance(sites, Mapping) else None

@@ -1,4 +1,4 @@
-"""Pooled features, one vector a sample: collected in the pass, or read again when they do not fit."""
+"""Pooled features, one vector a sample: collected in the pass, or read again if they do not fit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .fold import ArrayKey, Block, Piece
 from .source import Source
 
 DEFAULT_POOL = "mean_valid"
-"""Pool of geometry and probes; where it was not recorded, the mean of the stored rows stands in for it."""
+"""Pool of geometry and probes; the mean of the stored rows where it was not recorded."""
 _READ_BYTES = 64 * 2**20
 """Rows read at a time when their mean is taken outside of a pass."""
 
@@ -48,8 +48,8 @@ class CollectFold:
         """One sample in float64 is all that a mean needs."""
         return 0
 
-    def state_bytes(self, workers: int) -> int:  # noqa: ARG002 - the parts of all workers make one whole
-        """Return 0: `analyze` takes `bytes` from the budget of all passes, since the result stays."""
+    def state_bytes(self, workers: int) -> int:
+        """Return 0: `analyze` takes `bytes` from the budget of all passes, as the result stays."""
         return 0
 
     def empty(self) -> list[tuple[NDArray[np.int64], NDArray]]:
@@ -80,7 +80,7 @@ class CollectFold:
 
 
 def mean_rows(piece: Piece) -> NDArray[np.float64]:
-    """Return the mean of the rows of each sample in float64, [samples, features]; NaN without rows."""
+    """Return the float64 mean of the rows of each sample, [samples, features]; NaN without rows."""
     out = np.full((piece.samples.size, piece.values.shape[1]), np.nan)
     for i, (start, stop) in enumerate(zip(piece.offsets[:-1], piece.offsets[1:], strict=True)):
         if stop > start:
@@ -126,7 +126,7 @@ class PooledSource:
 
 
 def _runs(samples: NDArray[np.int64], sizes: NDArray[np.int64]) -> Sequence[tuple[int, int]]:
-    """Return runs (first, one past the last) of consecutive samples, each of at most `_READ_BYTES`."""
+    """Return runs (first, one past the last) of consecutive samples, each within `_READ_BYTES`."""
     runs: list[tuple[int, int]] = []
     held = 0
     for sample in samples.tolist():

@@ -50,9 +50,9 @@ class Probe:
 
     Notes
     -----
-    Features are standardised with the mean and deviation of the training speakers of each fold. C is
-    fixed beforehand, so nothing is chosen on the speaker that is left out. The control task permutes
-    labels within each speaker; selectivity is UAR minus its mean UAR.
+    Features are standardised with the mean and deviation of the training speakers of each fold. C
+    is fixed beforehand, so nothing is chosen on the speaker that is left out. The control task
+    permutes labels within each speaker; selectivity is UAR minus its mean UAR.
     """
 
     c: float = 0.01
@@ -67,7 +67,7 @@ class Probe:
     def plan(self, selection: Selection) -> Plan:
         """Return the pooled arrays to probe."""
         if self.c <= 0 or self.shuffles < 0:
-            msg = f"probe needs C > 0 and shuffles >= 0; got C = {self.c} and {self.shuffles} shuffles."
+            msg = f"probe needs C > 0 and shuffles >= 0, not {self.c} and {self.shuffles}."
             raise AnalysisInputError(msg)
         chosen = selection.sites is not None
         keys = tuple(
@@ -79,13 +79,14 @@ class Probe:
         views = selection.captures
         if not keys:
             msg = (
-                f"probe needs pooled features (mean_valid) or rows of one of {', '.join(DEFAULT_SITES)}, "
-                "and the store holds none of them. Record them: `record.pool: [mean_valid]`, or name --sites."
+                "probe needs pooled features (mean_valid) or rows of one of "
+                f"{', '.join(DEFAULT_SITES)}, and the store holds none of them. "
+                "Record them: `record.pool: [mean_valid]`, or name --sites."
             )
             raise MissingSitesError(msg)
         if not any(view.group_name and (view.label_n != "").any() for view in views):
             msg = (
-                "probe needs a label and a group (speaker) for every sample, and the store holds none. "
+                "probe needs a label and a group (speaker) for every sample; the store holds none. "
                 'Record them: `append(..., label="anger", groups={"speaker": "01"})`.'
             )
             raise MissingSitesError(msg)
@@ -200,7 +201,7 @@ def _conclude(probe: Probe, keys: Sequence[ArrayKey], outcome: Outcome) -> dict[
         mine = [key for key in keys if key.capture == name]
         rows += _score(mine, predictions, task, selection)
     attrs = {
-        "classifier": f"multinomial logistic, L2, C = {probe.c}, standardised on the training speakers",
+        "classifier": f"multinomial logistic, L2, C = {probe.c}, standardised on training speakers",
         "control": f"labels permuted within speaker, mean of {probe.shuffles} shuffles",
         "interval": "cluster bootstrap over speakers of the pooled predictions, 95 %",
         "ece": "10 equal bins of the top probability",
@@ -219,6 +220,7 @@ def _score(
     true_n = task.class_ns[:, 0]
     done = [key for key in keys if predictions[key][0] is not None]
     hits = [_hits(predictions[key][0], true_n) for key in done]
+    low = high = np.empty(0)
     if done:
         statistic = weighted_recall(true_n, np.stack(hits, axis=1), len(task.classes))
         low, high = cluster_bootstrap(task.speaker_n, statistic, seed=selection.seed)

@@ -22,7 +22,7 @@ def cluster_bootstrap(
     seed: int,
     replicates: int = REPLICATES,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the 2.5 % and 97.5 % points of a statistic when speakers and then their samples are drawn again.
+    """Return the 2.5 % and 97.5 % points of a statistic when speakers, then samples, are redrawn.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def weighted_recall(
 def weighted_mean(
     values_nm: NDArray[np.float64],
 ) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
-    """Return the statistic "mean of each column" for `cluster_bootstrap`, values [samples, columns]."""
+    """Return the statistic "mean of each column" of values [samples, columns]."""
 
     def statistic(weights_bn: NDArray[np.float64]) -> NDArray[np.float64]:
         return (weights_bn @ values_nm) / weights_bn.sum(axis=1, keepdims=True)

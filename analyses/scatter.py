@@ -44,7 +44,8 @@ def add_rows(state: Scatter, x_nd: NDArray) -> Scatter:
     Notes
     -----
     Each tile is centred on its own mean in float64, multiplied in the type of the rows and added in
-    float64, so that an offset common to all rows costs no precision. O(features²) memory, rows · features² time.
+    float64, so that an offset common to all rows costs no precision. O(features²) memory, rows ·
+    features² time.
     """
     for start in range(0, x_nd.shape[0], TILE_ROWS):
         tile_nd = x_nd[start : start + TILE_ROWS]

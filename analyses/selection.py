@@ -88,7 +88,7 @@ def site_order(site: str) -> tuple[int, str]:
 
 
 def layers_of(view: View, site: str, pool: str = "") -> tuple[int, ...]:
-    """Return the layers of a site, -1 for one without layers; of its rows where the pool is missing."""
+    """Return the layers of a site, -1 for one without; of its rows where the pool is missing."""
     info = view.pooled.get(f"{site}.{pool}") if pool else None
     info = info or view.sites[site]
     return (-1,) if info.layers is None else tuple(info.layers)

@@ -1,4 +1,4 @@
-"""Captures of one or two stores on one sample axis: who has which sample, and how to read a run of them.
+"""Captures of one or two stores on one sample axis: who has which sample, and reading a run.
 
 Samples are matched by id. A capture that holds them in another order, or only some of them, is read
 in runs of its own consecutive samples, so every fold sees the same samples in the same places.
@@ -57,7 +57,7 @@ class View:
         return np.flatnonzero(self.index_n >= 0)
 
     def trained(self, part: str) -> bool:
-        """Return whether `head` or `adapter` was trained; a capture that does not say counts as trained."""
+        """Return whether `head` or `adapter` was trained; true where the capture does not say."""
         return part in self.attrs.get("trained", ("head", "adapter"))
 
     def info(self, key: ArrayKey) -> SiteInfo:
@@ -113,7 +113,7 @@ class Source:
         return (view.index_n >= 0) * item if key.pool else view.rows[info.stream] * item
 
     def cost(self, keys: Iterable[ArrayKey]) -> NDArray[np.int64]:
-        """Return the bytes of a block of every single sample: all arrays, and the largest once more.
+        """Return the bytes of a block of each single sample: all arrays, and the largest once more.
 
         The second copy is the stored form of the array that is being read.
         """
@@ -162,7 +162,7 @@ class Source:
     def read_positions(
         self, capture: str, stream: str, samples: NDArray[np.int64]
     ) -> NDArray[np.int64]:
-        """Return the frame or token index of every row of the given places of the axis, ascending."""
+        """Return the position (frame or token index) of every row of places on the axis."""
         own = self.views[capture].index_n[samples]
         runs = np.split(own, np.flatnonzero(np.diff(own) != 1) + 1)
         held = self.capture(capture)
@@ -184,7 +184,7 @@ def _view(number: int, capture: Capture, name: str, axis: pd.Index) -> View:
     own_ids = pd.Index(table["id"].to_numpy(dtype=object), dtype=object)
     if own_ids.has_duplicates:
         twice = own_ids[own_ids.duplicated()][0]
-        msg = f"capture {name!r} holds sample {twice!r} twice; samples are matched by id, which must be unique."
+        msg = f"capture {name!r} holds sample {twice!r} twice; samples are matched by id."
         raise AnalysisInputError(msg)
     index_n = own_ids.get_indexer(axis).astype(np.int64)
     present = index_n >= 0

@@ -37,10 +37,10 @@ def describe_spectrum(sigma_d: NDArray[np.float64]) -> dict[str, float]:
     Returns
     -------
     dict
-        `sv90` smallest k whose first k squares hold 90 % of Σσ²; `sv90_interpolated` where the cumulated
-        energy, joined by straight lines from 0, crosses 90 %; `top10_energy` part of Σσ² in the first 10
-        (0 … 1); `erank` exp(entropy of σ/Σσ) [1]_ and `erank_energy` the same of σ²/Σσ² (1 … count);
-        `stable_rank` Σσ²/σ₁²; `participation_ratio` (Σσ²)²/Σσ⁴.
+        `sv90` smallest k whose first k squares hold 90 % of Σσ²; `sv90_interpolated` where the
+        cumulated energy, joined by straight lines from 0, crosses 90 %; `top10_energy` part of Σσ²
+        in the first 10 (0 … 1); `erank` exp(entropy of σ/Σσ) [1]_ and `erank_energy` the same of
+        σ²/Σσ² (1 … count); `stable_rank` Σσ²/σ₁²; `participation_ratio` (Σσ²)²/Σσ⁴.
 
     References
     ----------

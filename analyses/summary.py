@@ -1,11 +1,12 @@
-"""The summary of one analysis: how it was made, of what, and the values that a reader looks for first."""
+"""The summary of one analysis: how it was made, of what, and the values to look at first."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -14,6 +15,8 @@ import pandas as pd
 import xarray as xr
 
 from ..store import Capture, Store
+
+type _Row = dict[str, Any]
 
 _PACKAGES = ("lorascope", "numpy", "scipy", "xarray", "dask", "pandas", "zarr")
 _DIGEST_LIMIT_BYTES = 8 * 2**30
@@ -44,9 +47,9 @@ def summarise(
     Returns
     -------
     dict
-        JSON-able, without NaN: `command`, `created`, `seed`, `memory`, `versions`, `store` (name, uuid,
-        content digest), `captures` (what each is), `skipped` (analysis: reason), `tables` (rows and
-        estimator choices of each), `values`.
+        JSON-able, without NaN: `command`, `created`, `seed`, `memory`, `versions`, `store` (name,
+        uuid, content digest), `captures` (what each is), `skipped` (analysis: reason), `tables`
+        (rows and estimator choices of each), `values`.
     """
     attrs = [dataset.attrs for dataset in results.values()]
     skipped: dict[str, str] = {}
@@ -65,12 +68,12 @@ def summarise(
             name: {"rows": int(d.sizes["entry"]), "attrs": _plain(d.attrs)}
             for name, d in results.items()
         },
-        "values": _plain(collect_values(tables)),
+        "values": collect_values(tables),
     }
 
 
 def describe_store(store: Store) -> dict[str, Any]:
-    """Return name, identity and content digest of a store; no path, which may hold private names."""
+    """Return name, identity and content digest of a store; no path, which may be private."""
     size = sum(_count_bytes(store.capture(name)) for name in store.captures)
     digest = store.content_digest() if size <= _DIGEST_LIMIT_BYTES else None
     return {
@@ -94,10 +97,10 @@ def _count_bytes(capture: Capture) -> int:
 def describe_capture(capture: Capture) -> dict[str, Any]:
     """Return what a capture is: model, adapter, training, head, labels, samples and sites."""
     table = capture.samples
-    kept = ("model", "adapter", "trained", "head", "labels", "split", "pools", "seed")
+    kept = ("model", "corpus", "adapter", "trained", "head", "labels", "split", "pools", "seed")
     described = {name: capture.attrs.get(name) for name in kept if name in capture.attrs}
-    described |= {"samples": len(table), "exposed": int(table["exposed"].sum())}
-    described |= {"groups": {name: int(table[name].nunique()) for name in capture.groups}}
+    described |= {"samples": len(table), "exposed": int(table["exposed"].to_numpy().sum())}
+    described |= {"groups": {name: len(set(table[name])) for name in capture.groups}}
     described |= {"sites": sorted({*capture.sites, *capture.pooled})}
     return _plain(described)
 
@@ -118,21 +121,26 @@ def collect_values(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
         "outputs": _outputs_values,
         "probe": _probe_values,
         "lens": _lens_values,
-        "svd": _svd_values,
-        "contribution": _contribution_values,
+        "svd": partial(
+            _mean_values, keys=("capture", "site"), columns=("sv90", "erank", "top10_energy")
+        ),
+        "contribution": partial(
+            _mean_values, keys=("capture", "component"), columns=("ratio_mean", "cosine_mean")
+        ),
         "cka": _cka_values,
     }
-    return {name: make(tables[name]) for name, make in makers.items() if name in tables}
+    rows = {name: tables[name].to_dict("records") for name in makers if name in tables}
+    return {name: makers[name](_plain(records)) for name, records in rows.items()}
 
 
-def _outputs_values(table: pd.DataFrame) -> dict[str, Any]:
-    columns = ["uar", "uar_low", "uar_high", "war", "n", "reason"]
-    return {str(name): part.iloc[0][columns].to_dict() for name, part in table.groupby("capture")}
+def _outputs_values(rows: Sequence[_Row]) -> dict[str, Any]:
+    columns = ("uar", "uar_low", "uar_high", "war", "n", "reason")
+    return {row["capture"]: _pick(row, columns) for row in rows}
 
 
-def _probe_values(table: pd.DataFrame) -> dict[str, Any]:
+def _probe_values(rows: Sequence[_Row]) -> dict[str, Any]:
     """Return the best array of each capture: the one with the highest UAR over all folds."""
-    columns = [
+    names = (
         "site",
         "layer",
         "uar",
@@ -142,56 +150,70 @@ def _probe_values(table: pd.DataFrame) -> dict[str, Any]:
         "control_uar",
         "selectivity",
         "n",
-    ]
-    pooled = table[(table["fold"] == "all") & table["uar"].notna()]
-    return {
-        str(name): part.loc[part["uar"].idxmax(), columns].to_dict()
-        for name, part in pooled.groupby("capture")
-    }
+    )
+    best: dict[str, Any] = {}
+    for row in rows:
+        if row["fold"] == "all" and row["uar"] is not None:
+            held = best.get(row["capture"])
+            if held is None or row["uar"] > held["uar"]:
+                best[row["capture"]] = _pick(row, names)
+    return best
 
 
-def _lens_values(table: pd.DataFrame) -> dict[str, Any]:
+def _lens_values(rows: Sequence[_Row]) -> dict[str, Any]:
     """Return the last layer of each capture, which has to agree with the model."""
-    columns = ["layer", "kl_final_layer", "overlap", "uar", "n"]
-    layers = table[table["layer"].notna() & table["overlap"].notna()]
+    last: dict[str, Any] = {}
+    for row in rows:
+        if row["layer"] is not None and row["overlap"] is not None:
+            held = last.get(row["capture"])
+            if held is None or row["layer"] > held["layer"]:
+                names = ("layer", "kl_final_layer", "overlap", "uar", "n")
+                last[row["capture"]] = _pick(row, names)
+    return last
+
+
+def _mean_values(
+    rows: Sequence[_Row], *, keys: tuple[str, str], columns: Sequence[str]
+) -> dict[str, Any]:
+    """Return means over layers by two columns, one nested in the other; centred spectra only."""
+    groups: dict[str, dict[str, list[_Row]]] = {}
+    for row in rows:
+        if row.get("centred", True):
+            groups.setdefault(row[keys[0]], {}).setdefault(row[keys[1]], []).append(row)
     return {
-        str(name): part.loc[part["layer"].astype(int).idxmax(), columns].to_dict()
-        for name, part in layers.groupby("capture")
+        outer: {
+            inner: {column: _mean([row[column] for row in part]) for column in columns}
+            for inner, part in inside.items()
+        }
+        for outer, inside in groups.items()
     }
 
 
-def _svd_values(table: pd.DataFrame) -> dict[str, Any]:
-    """Return the mean over layers of the centred numbers, by capture and site."""
-    columns = ["sv90", "erank", "top10_energy"]
-    centred = table[table["centred"]]
-    found: dict[str, Any] = {}
-    for (capture, site), part in centred.groupby(["capture", "site"]):
-        found.setdefault(str(capture), {})[str(site)] = part[columns].mean().to_dict()
-    return found
-
-
-def _contribution_values(table: pd.DataFrame) -> dict[str, Any]:
-    """Return the mean over layers of ratio and cosine, by capture and component."""
-    columns = ["ratio_mean", "cosine_mean"]
-    found: dict[str, Any] = {}
-    for (capture, component), part in table.groupby(["capture", "component"]):
-        found.setdefault(str(capture), {})[str(component)] = part[columns].mean().to_dict()
-    return found
-
-
-def _cka_values(table: pd.DataFrame) -> dict[str, Any]:
+def _cka_values(rows: Sequence[_Row]) -> dict[str, Any]:
     """Return the mean debiased CKA over layers of the same site and layer in two captures."""
-    same = (table["site_a"] == table["site_b"]) & (table["capture_a"] != table["capture_b"])
-    same &= table["layer_a"].fillna(-1) == table["layer_b"].fillna(-1)
-    rows = table[same & (table["estimator"] == "debiased")]
-    found: dict[str, Any] = {}
-    for (a, b, site), part in rows.groupby(["capture_a", "capture_b", "site_a"]):
-        found.setdefault(f"{a} - {b}", {})[str(site)] = part["value"].mean()
-    return found
+    groups: dict[str, dict[str, list[float | None]]] = {}
+    for row in rows:
+        same = row["site_a"] == row["site_b"] and row["layer_a"] == row["layer_b"]
+        if same and row["capture_a"] != row["capture_b"] and row["estimator"] == "debiased":
+            pair = f"{row['capture_a']} - {row['capture_b']}"
+            groups.setdefault(pair, {}).setdefault(row["site_a"], []).append(row["value"])
+    return {
+        pair: {site: _mean(values) for site, values in sites.items()}
+        for pair, sites in groups.items()
+    }
 
 
-def _plain(value: Any) -> Any:
-    """Return a value as JSON holds it: NaN and missing become null, numpy numbers become numbers."""
+def _pick(row: _Row, names: Sequence[str]) -> _Row:
+    return {name: row[name] for name in names}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - any JSON-able value
+    """Return a value as JSON holds it: NaN and missing values become null."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

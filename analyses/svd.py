@@ -17,6 +17,7 @@ from .selection import Selection, matches
 from .source import View
 from .spectrum import describe_spectrum, singular_values
 
+_TINY = float(np.finfo(np.float64).tiny)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,7 @@ class SVD:
         }
         if not folds:
             msg = (
-                "svd needs the rows of at least one site, and the store holds none of those asked for. "
+                "svd needs the rows of at least one site; the store holds none of those asked for. "
                 "Record them: `record.sites` with `record.frames: valid`."
             )
             raise MissingSitesError(msg)
@@ -117,7 +118,7 @@ class SVD:
 
 
 def make_scatter_fold(view: View, key: ArrayKey) -> ScatterFold:
-    """Return the scatter fold of one array; B outputs have no more directions than the adapter's rank."""
+    """Return the scatter fold of one array; B outputs span no more than the adapter's rank."""
     info = view.info(key)
     rank = info.width
     adapter = view.attrs.get("adapter") or {}
@@ -148,7 +149,7 @@ def _conclude(folds: dict[ArrayKey, ScatterFold], outcome: Outcome) -> dict[str,
     attrs = {
         "arithmetic": "block-centred products in the stored precision, summed in float64",
         "resolution": "float32 products: singular values below 2e-4 of the largest are rounding",
-        "rank_lora_b": "B outputs have at most r singular values; what lies beyond is rounding, left out",
+        "rank_lora_b": "B outputs have at most r singular values; the rounding beyond is left out",
     }
     return {
         "svd": Table(pd.DataFrame(rows), attrs),
@@ -159,6 +160,6 @@ def _conclude(folds: dict[ArrayKey, ScatterFold], outcome: Outcome) -> dict[str,
 def _tabulate(head: dict[str, object], sigma: NDArray[np.float64]) -> pd.DataFrame:
     """Return one row for each singular value, with its part of the energy."""
     energy = np.square(sigma)
-    frame = pd.DataFrame({"index": np.arange(1, sigma.size + 1), "singular_value": sigma})
-    frame["energy"] = energy / max(float(energy.sum()), np.finfo(float).tiny)
-    return frame.assign(**head)[[*head, "index", "singular_value", "energy"]]
+    columns: dict[str, object] = {**head, "index": np.arange(1, sigma.size + 1)}
+    columns |= {"singular_value": sigma, "energy": energy / max(float(energy.sum()), _TINY)}
+    return pd.DataFrame(columns)

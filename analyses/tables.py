@@ -97,8 +97,9 @@ def to_dataset(name: str, table: Table, attrs: Mapping[str, Any]) -> xr.Dataset:
 
 def _convert(frame: pd.DataFrame, column: str) -> np.ndarray:
     if column in _TEXT:
-        absent = pd.Series([""] * len(frame))
-        values = frame[column] if column in frame else absent
+        if column not in frame:
+            return np.full(len(frame), "", dtype=object)
+        values = frame[column]
         return values.astype(object).where(values.notna(), "").astype(str).to_numpy(dtype=object)
     if column not in frame:
         return np.full(len(frame), np.nan)

@@ -147,6 +147,7 @@ def _attributes(context: RunContext, condition: Condition, loaded: LoadedModel) 
     norm = final_norm(loaded.model, loaded.family)
     return {
         "model": loaded.description,
+        "corpus": context.config.data.corpus,
         "adapter": described,
         "trained": list(condition.trained),
         "head": {"from": condition.head_from},

@@ -69,7 +69,7 @@ def wanted_sites(
         return {
             name: _request(record.options(name, gradient=gradient))
             for name in names
-            if condition.spec.adapter is not None or name not in ADAPTER_SITES
+            if condition.spec.adapter is not None or name.split(".")[0] not in ADAPTER_SITES
         }
 
     return choose(record.sites, gradient=False), choose(record.gradients, gradient=True)

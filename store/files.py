@@ -18,7 +18,7 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
-from .errors import LockedStoreError, StoreSpaceError, StoreWriteError
+from .errors import LockedStoreError, StoreError, StoreSpaceError, StoreWriteError
 
 _SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE}
 
@@ -66,7 +66,7 @@ def disk_errors(action: str) -> Iterator[None]:
     """Turn an `OSError` of the disk into the store's own error that says what was being done."""
     try:
         yield
-    except (StoreSpaceError, StoreWriteError, LockedStoreError):
+    except StoreError:
         raise
     except OSError as error:
         if error.errno in _SPACE:
