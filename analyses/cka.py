@@ -10,13 +10,13 @@ from itertools import combinations_with_replacement
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
-from .cka_estimate import MIN_GROUPS, Estimate, estimate
+from .cka_estimate import MIN_GROUPS, Estimate, estimate, no_estimate
 from .cka_frames import FramePlan, conclude_frames, plan_frames
 from .errors import MissingSitesError
 from .fold import ArrayKey
-from .hsic import Moments, find_moments, sum_pairs
+from .gram import sum_pairs
+from .hsic import find_moments
 from .plan import Outcome, Plan, Table, describe_exposure, mask_of, most_exposed
 from .selection import Selection
 from .source import View
@@ -25,6 +25,8 @@ _CHEAP = 4e11
 """Multiplications of the Gram matrices (arrays · samples² · features) that are done in float64."""
 _MOST_GROUPS = 64
 """Groups that a jackknife deletes one by one; more speakers are put together at random."""
+_TILE_BYTES = 64 * 2**20
+"""Gram tiles of one worker, at most."""
 _SHARE = 0.6
 """Part of the memory that is not held by pooled features which panels and sums may take."""
 
@@ -70,50 +72,48 @@ def _conclude(keys: Sequence[ArrayKey], frames: FramePlan, outcome: Outcome) -> 
     }
     tables = [
         frame
-        for samples, captures, pairs in group_pairs(outcome.selection)
-        for frame in _compare(keys, samples, captures, pairs, outcome, attrs)
+        for group in group_pairs(outcome.selection)
+        for frame in _compare(keys, group, outcome, attrs)
     ]
     tables += conclude_frames(frames, outcome, attrs)
     return {"cka": Table(pd.concat(tables, ignore_index=True), attrs)}
 
 
-def group_pairs(
-    selection: Selection,
-) -> list[tuple[NDArray[np.int64], list[str], set[tuple[str, str]]]]:
-    """Return the pairs of captures, put together where they share the same samples.
+@dataclass(frozen=True, slots=True)
+class PairGroup:
+    """Pairs of captures that share the same samples."""
 
-    Returns
-    -------
-    list
-        Places on the sample axis, the captures, and the pairs of captures to report.
-    """
+    samples: NDArray[np.int64]
+    """Places on the sample axis."""
+    pairs: set[tuple[str, str]]
+    """Names of the captures, each pair in the order of the store."""
+
+
+def group_pairs(selection: Selection) -> list[PairGroup]:
+    """Return all pairs of captures, together where they share the same samples."""
     mine, others = selection.captures, selection.others
     pairs = [*combinations_with_replacement(mine, 2), *((a, b) for a in mine for b in others)]
-    groups: dict[bytes, tuple[NDArray[np.int64], list[str], set[tuple[str, str]]]] = {}
+    groups: dict[bytes, PairGroup] = {}
     for a, b in pairs:
         samples = np.intersect1d(a.samples, b.samples)
-        group = groups.setdefault(samples.tobytes(), (samples, [], set()))
-        group[1].extend(v.name for v in (a, b) if v.name not in group[1])
-        group[2].add((a.name, b.name))
+        group = groups.setdefault(samples.tobytes(), PairGroup(samples, set()))
+        group.pairs.add((a.name, b.name))
     return list(groups.values())
 
 
 def _compare(
-    keys: Sequence[ArrayKey],
-    samples: NDArray[np.int64],
-    captures: Sequence[str],
-    pairs: set[tuple[str, str]],
-    outcome: Outcome,
-    attrs: dict[str, object],
+    keys: Sequence[ArrayKey], group: PairGroup, outcome: Outcome, attrs: dict[str, object]
 ) -> list[pd.DataFrame]:
     """Return the pooled rows of all pairs of arrays over one set of samples."""
-    arrays = [key for name in captures for key in keys if key.capture == name]
+    samples, pairs = group.samples, group.pairs
+    known = outcome.selection.source.views
+    views = [known[name] for name in known if any(name in pair for pair in pairs)]
+    arrays = [key for view in views for key in keys if key.capture == view.name]
     a_p, b_p = np.triu_indices(len(arrays))
     asked = [(arrays[a].capture, arrays[b].capture) in pairs for a, b in zip(a_p, b_p, strict=True)]
     a_p, b_p = a_p[asked], b_p[asked]
-    views = [outcome.selection.source.views[name] for name in captures]
-    estimates, moments = _estimate(arrays, samples, views, outcome, attrs)
-    reasons = explain_pairs(moments.faults, samples.size, arrays)
+    estimates, faults = _estimate(arrays, samples, views, outcome, attrs)
+    reasons = explain_pairs(faults, samples.size, arrays)
     head = name_pairs(arrays, a_p, b_p)
     masks = [_mask(outcome.selection, key) for key in arrays]
     exposed = describe_pair_exposure(views, samples)
@@ -188,39 +188,45 @@ def _estimate(
     views: Sequence[View],
     outcome: Outcome,
     attrs: dict[str, object],
-) -> tuple[dict[str, Estimate], Moments]:
-    """Return CKA of all pairs, in panels of samples when their features do not fit."""
-    selection, pooled = outcome.selection, outcome.pooled
+) -> tuple[dict[str, Estimate], list[str]]:
+    """Return CKA of all pairs, in panels of samples when their features do not fit, and faults."""
+    if samples.size < 4:
+        return no_estimate(len(arrays)), [""] * len(arrays)
+    workers, pooled = outcome.runner.workers, outcome.pooled
 
     def read(a: int, rows: NDArray[np.int64]) -> NDArray:
         return pooled.matrix(arrays[a], samples[rows])
 
-    widths = [selection.source.views[k.capture].info(selection.stored_key(k)).width for k in arrays]
-    work = len(arrays) * float(samples.size) ** 2 * float(np.mean(widths))
+    widths = [pooled.width(key) for key in arrays]
+    work = sum(widths) * float(samples.size) ** 2
     dtype = np.float64 if work <= _CHEAP else np.float32
-    held = sum(part.values.nbytes for part in pooled.collected.values())
-    room = int(_SHARE * (selection.memory_bytes - held))
-    groups = jackknife_groups(views[0], samples, selection.seed, room // (8 * 8 * len(arrays) ** 2))
-    n_groups = int(groups.max(initial=0)) + 1
-    room -= 8 * (2 * n_groups * len(arrays) ** 2 + len(arrays) * samples.size * n_groups)
-    row_bytes = sum(widths) * np.dtype(dtype).itemsize
-    panel = max(16, min(samples.size, room // 2 // row_bytes))
+    room = int(_SHARE * (outcome.selection.memory_bytes - pooled.held_bytes))
+    most = room // (8 * 8 * len(arrays) ** 2)
+    groups = jackknife_groups(views[0], samples, outcome.selection.seed, most)
+    n_groups = int(groups.max()) + 1
+    room -= 8 * len(arrays) * (2 * (n_groups + workers) * len(arrays) + samples.size * n_groups)
+    panel = max(16, min(samples.size, room // 2 // (sum(widths) * np.dtype(dtype).itemsize)))
     panels = -(-samples.size // panel)
     attrs["gram_dtype"] = np.dtype(dtype).name
     attrs["pooled_reads"] = 1 if pooled.in_memory else panels**2 + panels + 1
     attrs["jackknife_groups"] = n_groups if n_groups >= MIN_GROUPS else 0
-    with threadpool_limits(selection.workers):
-        moments = find_moments(read, len(arrays), samples.size)
-        tile_bytes = max(2**20, min(64 * 2**20, room // 8))
-        sums = sum_pairs(
-            read, moments, groups, dtype=dtype, panel_rows=panel, tile_bytes=tile_bytes
-        )
-        return _blank(estimate(sums), moments), moments
+    moments = find_moments(read, len(arrays), samples.size)
+    sums = sum_pairs(
+        read,
+        moments,
+        groups,
+        dtype=dtype,
+        panel_rows=panel,
+        tile_bytes=max(2**20, min(_TILE_BYTES, room // 8 // workers)),
+        mapper=outcome.runner.map,
+        workers=workers,
+    )
+    return _blank(estimate(sums), moments.faults), moments.faults
 
 
-def _blank(estimates: dict[str, Estimate], moments: Moments) -> dict[str, Estimate]:
+def _blank(estimates: dict[str, Estimate], faults: Sequence[str]) -> dict[str, Estimate]:
     """Return the estimates, NaN where one side cannot be compared."""
-    bad = np.flatnonzero([bool(fault) for fault in moments.faults])
+    bad = np.flatnonzero([bool(fault) for fault in faults])
     for found in estimates.values():
         for part in (found.value, found.low, found.high, found.null_ceiling, found.p_value):
             part[bad] = np.nan

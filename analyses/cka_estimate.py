@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from .hsic import HsicSums, find_moments, hsic, sum_pairs
+from .gram import sum_pairs
+from .hsic import HsicSums, find_moments, hsic
 
 MIN_GROUPS = 3
 """Groups below which no jackknife interval is given."""
@@ -26,6 +27,12 @@ class Estimate:
     null_ceiling: NDArray[np.float64]
     """What independent data would give: see `biased_ceiling` and `debiased_ceiling`."""
     p_value: NDArray[np.float64]
+
+
+def no_estimate(n_arrays: int) -> dict[str, Estimate]:
+    """Return NaN everywhere, for too few samples."""
+    parts = [np.full((n_arrays, n_arrays), np.nan) for _ in range(5)]
+    return {name: Estimate(*parts) for name in ("debiased", "biased")}
 
 
 def to_ratio(hsic_ll: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from .errors import AnalysisInputError
 from .fold import Fold
-from .memory import Pass, format_bytes
+from .memory import Pass, format_bytes, release_memory
 from .source import Source
 
 type Progress = Callable[[int, int, str], None]
@@ -38,18 +38,18 @@ class Runner:
     client: Any = None
     """A connected dask.distributed client; None: threads."""
 
-    def compute(self, tasks: Sequence[Any]) -> list[Any]:
-        """Return the results of delayed tasks, in order."""
+    def compute(self, tasks: Sequence[Any], at_a_time: int | None = None) -> list[Any]:
+        """Return the results of delayed tasks, in order; as many at a time as there are workers."""
         if self.client is not None:
             return list(self.client.gather(self.client.compute(list(tasks))))
-        with threadpool_limits(_blas_threads(self.workers)):
-            return list(compute(*tasks, scheduler="threads", num_workers=self.workers))
+        together = at_a_time or self.workers
+        # BLAS gets the workers that have no task of their own: never more threads than workers
+        with threadpool_limits(max(1, self.workers // together)):
+            return list(compute(*tasks, scheduler="threads", num_workers=together))
 
-    def map(self, function: Callable[..., Any], items: Sequence[Any]) -> list[Any]:
+    def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
         """Return `function(item)` of every item, in order, several at a time, in this process."""
-        tasks = [_delay(partial(function, item)) for item in items]
-        with threadpool_limits(_blas_threads(self.workers)):
-            return list(compute(*tasks, scheduler="threads", num_workers=self.workers))
+        return Runner(self.workers).compute([_delay(partial(function, item)) for item in items])
 
 
 def _delay(function: Callable[..., Any], *delayed: Any) -> Any:  # noqa: ANN401 - dask is untyped
@@ -60,11 +60,6 @@ def _delay(function: Callable[..., Any], *delayed: Any) -> Any:  # noqa: ANN401 
 def count_cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _blas_threads(workers: int) -> int:
-    """Return the BLAS threads of each worker: workers × threads never exceeds the cores."""
-    return max(1, count_cores() // workers)
 
 
 @contextmanager
@@ -156,12 +151,13 @@ def _run_pass(
         states = [
             _delay(partial(_merge_states, one.folds), *p) if len(p) == 2 else p[0] for p in pairs
         ]
-    merged = Runner(one.workers, runner.client).compute(states)[0]
+    merged = runner.compute(states, one.workers)[0]
     if runner.client is not None:
         meter.advance(
             int(size.sum()), f"{label}: {format_bytes(int(size.sum()))} read by the cluster"
         )
-    finished = runner.map(lambda i: one.folds[i].finish(merged[i]), range(len(one.folds)))
+    finished = runner.map(partial(_finish, one.folds, merged), range(len(one.folds)))
+    release_memory()
     return dict(zip(one.folds, finished, strict=True))
 
 
@@ -170,7 +166,7 @@ def split_slabs(
 ) -> list[tuple[tuple[int, int], ...]]:
     """Return up to `parts` contiguous runs of slabs of about equal bytes."""
     ends = np.cumsum([int(size[start:stop].sum()) for start, stop in slabs])
-    share = np.minimum((ends - 1) * parts // max(int(ends[-1]), 1), parts - 1)
+    share = np.clip((ends - 1) * parts // max(int(ends[-1]), 1), 0, parts - 1)  # 0 bytes: first
     runs = [
         tuple(slab for slab, at in zip(slabs, share, strict=True) if at == p) for p in range(parts)
     ]
@@ -189,6 +185,7 @@ def _fold_part(
         block = source.block(one.needs, start, stop)
         states = [fold.add(state, block) for fold, state in zip(one.folds, states, strict=True)]
         del block  # before the next one is read
+        release_memory()
         if report is not None:
             meter, label, size = report
             meter.advance(int(size[start:stop].sum()), f"{label}: samples {start + 1} to {stop}")
@@ -197,3 +194,8 @@ def _fold_part(
 
 def _merge_states(folds: Sequence[Fold[Any, Any]], left: list[Any], right: list[Any]) -> list[Any]:
     return [fold.merge(a, b) for fold, a, b in zip(folds, left, right, strict=True)]
+
+
+def _finish(folds: Sequence[Fold[Any, Any]], states: list[Any], number: int) -> Any:  # noqa: ANN401 - a fold's result
+    state, states[number] = states[number], None  # freed as soon as its statistic is there
+    return folds[number].finish(state)

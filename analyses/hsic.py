@@ -1,13 +1,8 @@
-"""HSIC of all pairs of arrays from centred Gram tiles: the numbers behind every exact CKA.
-
-The Gram form: `n` samples against `n` samples, never `d` against `d`, so that arrays of any width
-can be compared. Nothing of size n² is kept; what is kept are sums over pairs of samples, split by
-group so that every delete-one-group estimate follows without a second pass.
-"""
+"""HSIC of all pairs of arrays, with or without any one group, from sums over sample pairs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +29,7 @@ class Moments:
 
 @dataclass(frozen=True, slots=True)
 class HsicSums:
-    """Sums over pairs of samples; see `hsic` for what they give."""
+    """Sums over pairs of samples; `sum_pairs` makes them, `hsic` says what they give."""
 
     products_gll: NDArray[np.float64]
     """Sum of u_a[i, j] u_b[i, j] over i in the group and all j ≠ i, [groups, arrays, arrays]."""
@@ -77,94 +72,7 @@ def find_moments(read: Reader, n_arrays: int, n: int) -> Moments:
     return Moments(means, scales, faults)
 
 
-def sum_pairs(
-    read: Reader,
-    moments: Moments,
-    group_n: NDArray[np.int64],
-    *,
-    dtype: type[np.floating] = np.float64,
-    panel_rows: int | None = None,
-    tile_bytes: int = 64 * 2**20,
-) -> HsicSums:
-    """Return the sums over pairs of samples from which HSIC of every pair of arrays follows.
-
-    Parameters
-    ----------
-    read
-        Source of the features.
-    moments
-        What `find_moments` gave for the same source.
-    group_n
-        Group number 0 … G-1 of every sample, [samples].
-    dtype
-        Type of the Gram products; sums are always float64.
-    panel_rows
-        Samples whose features are held at a time; None holds all. Two panels are held.
-    tile_bytes
-        Size of the Gram tiles of all arrays together.
-
-    Notes
-    -----
-    Time: arrays · n² · features (Gram) + arrays² · n² (pairs). Memory: two panels, the tiles and 2
-    · groups · arrays² + arrays · n · groups numbers. With p panels the features are read p² + p
-    times.
-    """
-    n, n_arrays = group_n.size, len(moments.means)
-    order = np.argsort(group_n, kind="stable")
-    sorted_n = group_n[order]
-    n_groups = int(sorted_n[-1]) + 1
-    out = HsicSums(
-        np.zeros((n_groups, n_arrays, n_arrays)),
-        np.zeros((n_groups, n_arrays, n_arrays)),
-        np.zeros((n_arrays, n, n_groups)),
-        np.zeros((n_arrays, n)),
-        sorted_n,
-    )
-    panels = _panels(n, panel_rows or n)
-    held = _Panels(read, moments, order, dtype)
-    for panel in panels:
-        for a, x in enumerate(held.load(panel)):
-            out.norms_ln[a, panel] = np.einsum("nd,nd->n", x, x, dtype=np.float64)
-    shift_ln = _shifts(out.norms_ln)
-    for rows in panels:
-        for columns in panels:
-            _add_panels(
-                out, held.load(rows), held.load(columns), shift_ln, (rows, columns), tile_bytes
-            )
-    return out
-
-
-class _Panels:
-    """Centred and scaled features of runs of samples; the last two that were asked for are kept."""
-
-    def __init__(
-        self, read: Reader, moments: Moments, order: NDArray[np.int64], dtype: type[np.floating]
-    ) -> None:
-        self._read, self._moments, self._order, self._dtype = read, moments, order, dtype
-        self._kept: dict[int, list[NDArray]] = {}
-
-    def load(self, panel: slice) -> list[NDArray]:
-        if panel.start not in self._kept:
-            while len(self._kept) > 1:
-                self._kept.pop(next(iter(self._kept)))
-            self._kept[panel.start] = [
-                self._centre(a, panel) for a in range(len(self._moments.means))
-            ]
-        self._kept[panel.start] = self._kept.pop(panel.start)  # the most recent is last
-        return self._kept[panel.start]
-
-    def _centre(self, a: int, panel: slice) -> NDArray:
-        if self._moments.faults[a]:
-            return np.zeros((panel.stop - panel.start, 1), dtype=self._dtype)
-        x_nd = np.asarray(self._read(a, self._order[panel]), dtype=np.float64)
-        return ((x_nd - self._moments.means[a]) / self._moments.scales[a]).astype(self._dtype)
-
-
-def _panels(n: int, size: int) -> list[slice]:
-    return [slice(start, min(n, start + size)) for start in range(0, n, size)]
-
-
-def _shifts(norms_ln: NDArray[np.float64]) -> NDArray[np.float64]:
+def u_shifts(norms_ln: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return a_i with which K_ij + a_i + a_j is the U-centred matrix of all samples.
 
     HSIC₁ does not change under such shifts; they take out what would cancel, so that tiles can be
@@ -174,46 +82,6 @@ def _shifts(norms_ln: NDArray[np.float64]) -> NDArray[np.float64]:
     if n < 4:
         return np.zeros_like(norms_ln)
     return norms_ln / (n - 2) - norms_ln.sum(axis=1, keepdims=True) / (2 * (n - 1) * (n - 2))
-
-
-def _tiles(group_n: NDArray[np.int64], rows: slice, size: int) -> Iterator[slice]:
-    """Cut a run of samples into tiles of at most `size` that never cross a group."""
-    borders = np.flatnonzero(np.diff(group_n[rows])) + 1 + rows.start
-    for start, stop in zip([rows.start, *borders], [*borders, rows.stop], strict=True):
-        for first in range(start, stop, size):
-            yield slice(first, min(stop, first + size))
-
-
-def _add_panels(
-    out: HsicSums,
-    x: Sequence[NDArray],
-    y: Sequence[NDArray],
-    shift_ln: NDArray[np.float64],
-    place: tuple[slice, slice],
-    tile_bytes: int,
-) -> None:
-    """Add what rows of one panel against columns of another give."""
-    rows, columns = place
-    n_columns = columns.stop - columns.start
-    size = max(1, tile_bytes // (len(x) * n_columns * x[0].itemsize))
-    starts = np.flatnonzero(np.diff(out.group_n[columns], prepend=-1))  # sorted by group
-    present = out.group_n[columns][starts]
-    for tile in _tiles(out.group_n, rows, size):
-        local = slice(tile.start - rows.start, tile.stop - rows.start)
-        gram = np.stack([xa[local] @ ya.T for xa, ya in zip(x, y, strict=True)])
-        sums = np.add.reduceat(gram, starts, axis=2, dtype=np.float64)
-        out.row_lng[:, tile, present] += sums
-        gram += shift_ln[:, tile, None]
-        gram += shift_ln[:, None, columns]
-        same = np.arange(max(tile.start, columns.start), min(tile.stop, columns.stop))
-        gram[:, same - tile.start, same - columns.start] = 0
-        group = int(out.group_n[tile.start])
-        flat = gram.reshape(len(x), -1)
-        out.products_gll[group] += flat @ flat.T
-        own = np.flatnonzero(out.group_n[columns] == group)
-        if own.size:
-            flat = gram[:, :, own[0] : own[-1] + 1].reshape(len(x), -1)
-            out.own_gll[group] += flat @ flat.T
 
 
 def hsic(sums: HsicSums, *, without: int | None = None) -> tuple[NDArray, NDArray, int]:
@@ -253,7 +121,7 @@ def hsic(sums: HsicSums, *, without: int | None = None) -> tuple[NDArray, NDArra
     norms_ln, row_ln, shift_ln = (
         sums.norms_ln[:, keep],
         row_ln[:, keep],
-        _shifts(sums.norms_ln)[:, keep],
+        u_shifts(sums.norms_ln)[:, keep],
     )
     rho_ln = row_ln - norms_ln + (n - 2) * shift_ln + shift_ln.sum(axis=1, keepdims=True)
     tau_l = rho_ln.sum(axis=1)

@@ -76,15 +76,23 @@ class CollectFold:
         """Return the whole array in the order of the axis."""
         samples = np.concatenate([part for part, _ in state])
         order = np.argsort(samples)
-        return Collected(samples[order], np.concatenate([values for _, values in state])[order])
+        place = np.argsort(order)
+        whole = np.empty((samples.size, state[0][1].shape[1]), dtype=state[0][1].dtype)
+        start = 0
+        for part, values in state:
+            whole[place[start : start + part.size]] = values
+            start += part.size
+        return Collected(samples[order], whole)
 
 
 def mean_rows(piece: Piece) -> NDArray[np.float64]:
     """Return the float64 mean of the rows of each sample, [samples, features]; NaN without rows."""
     out = np.full((piece.samples.size, piece.values.shape[1]), np.nan)
-    for i, (start, stop) in enumerate(zip(piece.offsets[:-1], piece.offsets[1:], strict=True)):
-        if stop > start:
-            out[i] = piece.values[start:stop].mean(axis=0, dtype=np.float64)
+    runs = zip(piece.offsets[:-1], piece.offsets[1:], strict=True)
+    with np.errstate(invalid="ignore"):  # infinities of both signs have no mean
+        for i, (start, stop) in enumerate(runs):
+            if stop > start:
+                out[i] = piece.values[start:stop].mean(axis=0, dtype=np.float64)
     return out
 
 
@@ -101,6 +109,15 @@ class PooledSource:
     def in_memory(self) -> bool:
         """Whether reading costs nothing."""
         return bool(self.collected)
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory of what was collected."""
+        return sum(part.values.nbytes for part in self.collected.values())
+
+    def width(self, key: ArrayKey) -> int:
+        """Return the number of features of a pooled array."""
+        return self.source.views[key.capture].info(self.stored[key]).width
 
     def matrix(self, key: ArrayKey, samples: NDArray[np.int64]) -> NDArray:
         """Return the pooled features of given samples, [samples, features].

@@ -49,9 +49,11 @@ def add_rows(state: Scatter, x_nd: NDArray) -> Scatter:
     """
     for start in range(0, x_nd.shape[0], TILE_ROWS):
         tile_nd = x_nd[start : start + TILE_ROWS]
-        mean_d = tile_nd.mean(axis=0, dtype=np.float64)
-        centred_nd = (tile_nd - mean_d).astype(tile_nd.dtype)
-        _join(state, tile_nd.shape[0], mean_d, centred_nd.T @ centred_nd)
+        with np.errstate(invalid="ignore", over="ignore"):  # infinite features end as a reason
+            mean_d = tile_nd.mean(axis=0, dtype=np.float64)
+            centred_nd = (tile_nd - mean_d).astype(tile_nd.dtype)
+            scatter_dd = centred_nd.T @ centred_nd
+        _join(state, tile_nd.shape[0], mean_d, scatter_dd)
     return state
 
 
@@ -66,8 +68,9 @@ def _join(state: Scatter, n: int, mean_d: NDArray, scatter_dd: NDArray) -> None:
     if n == 0:
         return
     total = state.n + n
-    delta_d = mean_d - state.mean_d
-    state.scatter_dd += scatter_dd
-    state.scatter_dd += np.outer(delta_d * (state.n * n / total), delta_d)
-    state.mean_d = state.mean_d + delta_d * (n / total)
+    with np.errstate(invalid="ignore", over="ignore"):
+        delta_d = mean_d - state.mean_d
+        state.scatter_dd += scatter_dd
+        state.scatter_dd += np.outer(delta_d * (state.n * n / total), delta_d)
+        state.mean_d = state.mean_d + delta_d * (n / total)
     state.n = total

@@ -40,12 +40,13 @@ def _conclude(outcome: Outcome) -> dict[str, Table]:
     for view in outcome.selection.captures:
         row, confusion = _score(view, outcome)
         rows.append({"capture": view.name, "exposed": "none", **row})
-        confusions += [{"capture": view.name, **cell} for cell in confusion]
+        ends = {"n": row["n"], "exposed": "none", "reason": ""}
+        confusions += [{"capture": view.name, **cell, **ends} for cell in confusion]
     attrs = {
         "samples": "not in the training part of head or adapter",
         "interval": "cluster bootstrap over speakers, 95 %",
     }
-    columns = ["capture", "label", "predicted", "count"]
+    columns = ["capture", "label", "predicted", "count", "n", "exposed", "reason"]
     return {
         "outputs": Table(pd.DataFrame(rows), attrs),
         "confusion": Table(pd.DataFrame(confusions, columns=columns), attrs),

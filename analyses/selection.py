@@ -108,9 +108,15 @@ def select(
     Raises
     ------
     AnalysisInputError
-        A site or layer that no capture holds; says which ones exist.
+        A site or layer that no capture holds (says which ones exist), or captures without samples.
     """
     views = source.views.values()
+    if not source.ids.size:
+        msg = (
+            f"no sample is committed yet in {', '.join(source.views)}. "
+            "Run the capture on; it resumes where it stopped."
+        )
+        raise AnalysisInputError(msg)
     present = {site for view in views for site in view.sites}
     present |= {name.rpartition(".")[0] for view in views for name in view.pooled}
     for wanted in sites or ():

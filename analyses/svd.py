@@ -83,7 +83,7 @@ class ScatterFold:
         if not np.isfinite(state.scatter_dd).all():
             return Spectra(state.n, nothing, nothing, "NaN or infinite features")
         if state.n < 2:
-            return Spectra(state.n, nothing, nothing, f"{state.n} rows; at least 2 are needed")
+            return Spectra(state.n, nothing, nothing, f"rows: {state.n}; at least 2 are needed")
         centred = singular_values(state.scatter_dd, min(self.rank, state.n - 1))
         uncentred = singular_values(state.uncentred(), min(self.rank, state.n))
         # a mean that is not exact leaves rounding where every row is the same
@@ -145,7 +145,8 @@ def _conclude(folds: dict[ArrayKey, ScatterFold], outcome: Outcome) -> dict[str,
                     "reason": reason,
                 }
             )
-            spectrum.append(_tabulate(head, sigma))
+            ends = {name: rows[-1][name] for name in ("n", "exposed", "reason")}
+            spectrum.append(_tabulate(head | ends, sigma))
     attrs = {
         "arithmetic": "block-centred products in the stored precision, summed in float64",
         "resolution": "float32 products: singular values below 2e-4 of the largest are rounding",

@@ -26,6 +26,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     ),
     "spectrum": (
         *("capture", "site", "layer", "centred", "mask", "index", "singular_value", "energy"),
+        *_END,
     ),
     "probe": (
         *(
@@ -71,7 +72,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "outputs": (
         *("capture", "uar", "uar_low", "uar_high", "war", "macro_f1", "nll", "ece", *_END),
     ),
-    "confusion": ("capture", "label", "predicted", "count"),
+    "confusion": ("capture", "label", "predicted", "count", *_END),
 }
 """Columns of each table in their order; a table may have more after them."""
 _TEXT = {

@@ -3,10 +3,14 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+import xarray as xr
 
+from lorascope.analyses import analyze, to_tables
 from lorascope.store import Output, Site, create_store
 
 LABELS = ("anger", "happiness", "neutral", "sadness")
@@ -92,7 +96,8 @@ def build_study(
 def _sites(adapter: str, width: int, rank: int) -> list[Site]:
     layers = list(range(N_LAYERS))
     sites = [Site("embed", None, width, stream="encoder")]
-    sites += [Site(s, layers, width, stream="encoder") for s in ("resid_post", "attn_out", "mlp_out")]
+    parts = ("resid_post", "attn_out", "mlp_out")
+    sites += [Site(s, layers, width, stream="encoder") for s in parts]
     if adapter:
         sites.append(Site("lora_a.v_proj", layers, rank, stream="encoder"))
         sites.append(Site("lora_b.v_proj", layers, width, stream="encoder"))
@@ -104,11 +109,8 @@ def _sites(adapter: str, width: int, rank: int) -> list[Site]:
 
 def _write_capture(study: Study, capture: str, adapter: str, *, width: int, rank: int) -> None:
     trained = ["head", "adapter"] if adapter == "lora" else ["head"]
-    attrs = {
-        "labels": list(LABELS),
-        "trained": trained,
-        "adapter": {"type": "lora", "r": rank, "alpha": 2 * rank, "scaling": 2.0} if adapter else None,
-    }
+    lora = {"type": "lora", "r": rank, "alpha": 2 * rank, "scaling": 2.0}
+    attrs = {"labels": list(LABELS), "trained": trained, "adapter": lora if adapter else None}
     study.exposed[capture] = np.asarray([s in {"01", "02"} for s in study.speakers])
     logits = []
     with create_store(
@@ -123,9 +125,7 @@ def _write_capture(study: Study, capture: str, adapter: str, *, width: int, rank
         for i, sample in enumerate(study.ids):
             class_, speaker = LABELS.index(study.labels[i]), int(study.speakers[i])
             rng = np.random.default_rng(1000 + i)  # the same frames in every capture
-            arrays, pooled = _sample(
-                rng, class_, speaker, width=width, rank=rank, adapter=adapter
-            )
+            arrays, pooled = _sample(rng, class_, speaker, width=width, rank=rank, adapter=adapter)
             pooled |= {f"{s}.mean_valid": x.mean(axis=1) for s, x in arrays.items()}
             for name, x in arrays.items():
                 study.arrays.setdefault((capture, name), []).append(x)
@@ -152,6 +152,41 @@ def _logits(head: Mapping[str, np.ndarray], x: np.ndarray) -> np.ndarray:
 @pytest.fixture(scope="session")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     return build_study(tmp_path_factory.mktemp("study") / "study.zarr")
+
+
+@pytest.fixture(scope="session")
+def results(study: Study) -> dict[str, xr.Dataset]:
+    """Return every analysis of the study, by one worker."""
+    return analyze(study.path, workers=1)
+
+
+@pytest.fixture(scope="session")
+def tables(results: dict[str, xr.Dataset]) -> dict[str, pd.DataFrame]:
+    return to_tables(results)
+
+
+@pytest.fixture(scope="session")
+def pick() -> Callable[..., Any]:
+    """Return a function that gives the rows of a table with these values; None: empty cells."""
+
+    def rows(table: Any, **where: object) -> Any:
+        for column, value in where.items():
+            table = table[table[column].isna() if value is None else table[column] == value]
+        return table
+
+    return rows
+
+
+@pytest.fixture(scope="session")
+def one(pick: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that gives the only row with these values."""
+
+    def row(table: Any, **where: object) -> Any:
+        rows = pick(table, **where)
+        assert len(rows) == 1, f"{len(rows)} rows for {where}"
+        return rows.iloc[0]
+
+    return row
 
 
 @pytest.fixture(scope="session")

@@ -54,7 +54,7 @@ def cka(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 def test_pooled_cka(study, tables, a, b):
     """1e-6: the pooled values are stored in float32."""
     x, y = (
-        np.float64([v[layer or 0] for v in study.pooled[capture, f"{site}.mean_valid"]])
+        np.array([v[layer or 0] for v in study.pooled[capture, f"{site}.mean_valid"]], np.float64)
         for capture, site, layer in (a, b)
     )
     table = tables["cka"][tables["cka"]["granularity"] == "pooled"]
@@ -93,8 +93,8 @@ def test_independent_features_have_debiased_cka_around_zero(tmp_path, make_store
     path = make_store(tmp_path / "s", layers, speakers=[f"{i % 8}" for i in range(40)])
     table = to_tables(analyze(path, ["cka"]))["cka"]
     pair = table[(table["layer_a"] != table["layer_b"]) & (table["granularity"] == "pooled")]
-    values = pair.set_index("estimator")["value"]
-    ceiling = pair.set_index("estimator")["null_ceiling"]
+    values = dict(zip(pair["estimator"], pair["value"].astype(float), strict=True))
+    ceiling = dict(zip(pair["estimator"], pair["null_ceiling"].astype(float), strict=True))
     assert values["biased"] == pytest.approx(400 / (40 + 400), abs=0.03)
     assert ceiling["biased"] == pytest.approx(values["biased"], abs=0.03)
     # Three standard deviations of the null, 1 / sqrt(n (n - 3) / 2).
@@ -155,7 +155,7 @@ def test_spectra(study, tables, centred, site, layer):
 def test_probe_is_a_plain_loop_over_speakers(study, tables, capture, site, layer, unexposed):
     """The same answers as scikit-learn; the trained adapter's exposed samples are left out."""
     kept = ~study.exposed[capture] if unexposed else np.ones(len(study.ids), bool)
-    x = np.float64([v[layer] for v in study.pooled[capture, f"{site}.mean_valid"]])[kept]
+    x = np.array([v[layer] for v in study.pooled[capture, f"{site}.mean_valid"]], np.float64)[kept]
     y, speakers = np.array(study.labels)[kept], np.array(study.speakers)[kept]
     predicted = np.empty_like(y)
     for speaker in np.unique(speakers):
@@ -182,8 +182,8 @@ def test_lens(study, tables):
     head = {name: value.astype(np.float64) for name, value in study.head.items()}
 
     def logits(layer: int) -> np.ndarray:
-        x = np.float64(
-            [v[layer] for v in study.pooled["frozen", "resid_post.mean_all_normed"]]
+        x = np.array(
+            [v[layer] for v in study.pooled["frozen", "resid_post.mean_all_normed"]], np.float64
         )[scored]
         hidden = x @ head["head.projector.weight"].T + head["head.projector.bias"]
         return hidden @ head["head.classifier.weight"].T + head["head.classifier.bias"]
@@ -220,9 +220,9 @@ def test_contribution(study, tables, layer):
             ratio = np.linalg.norm(part, axis=1) / np.linalg.norm(whole, axis=1)
             means[name].append(ratio.mean())
             frames[name].append(ratio)
-    for name in means:
+    for name, expected in means.items():
         row = one(tables["contribution"], capture="frozen", layer=layer, component=name)
-        assert row["ratio_mean"] == pytest.approx(np.mean(means[name]), rel=1e-6)
+        assert row["ratio_mean"] == pytest.approx(np.mean(expected), rel=1e-6)
         # Medians come from bins 0.46 % wide.
         median = np.median(np.concatenate(frames[name]))
         assert row["ratio_median"] == pytest.approx(median, rel=0.0046)

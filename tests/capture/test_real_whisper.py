@@ -1,4 +1,4 @@
-"""The same identities on real weights and real speech, whose activations random weights never show."""
+"""The same identities on real weights and real speech, which random weights never show."""
 
 from __future__ import annotations
 

@@ -1,0 +1,194 @@
+"""Sums over pairs of samples from centred Gram tiles, for all pairs of arrays at once.
+
+The Gram form: `n` samples against `n` samples, never `d` against `d`, so that arrays of any width
+can be compared. Nothing of size n² is kept; what is kept are sums over pairs of samples, split by
+group so that every delete-one-group estimate follows without a second pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .hsic import HsicSums, Moments, Reader, u_shifts
+
+type Mapper = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
+"""`mapper(function, items)`: the results of all items, in order."""
+
+
+def map_in_turn(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    """Return the results of all items, one after the other."""
+    return [function(item) for item in items]
+
+
+def sum_pairs(
+    read: Reader,
+    moments: Moments,
+    group_n: NDArray[np.int64],
+    *,
+    dtype: type[np.floating] = np.float64,
+    panel_rows: int | None = None,
+    tile_bytes: int = 64 * 2**20,
+    mapper: Mapper = map_in_turn,
+    workers: int = 1,
+) -> HsicSums:
+    """Return the sums over pairs of samples from which HSIC of every pair of arrays follows.
+
+    Parameters
+    ----------
+    read
+        Source of the features.
+    moments
+        What `find_moments` gave for the same source.
+    group_n
+        Group number 0 … G-1 of every sample, [samples].
+    dtype
+        Type of the Gram products; sums are always float64.
+    panel_rows
+        Samples whose features are held at a time; None holds all. Two panels are held.
+    tile_bytes
+        Size of the Gram tiles of all arrays together that one worker holds.
+    mapper, workers
+        What runs tiles, and how many it runs at a time; sums do not depend on either.
+
+    Notes
+    -----
+    Time: arrays · n² · features (Gram) + arrays² · n² (pairs). Memory: two panels, the tiles and 2
+    · groups · arrays² + arrays · n · groups numbers. With p panels the features are read p² + p
+    times.
+    """
+    n, n_arrays = group_n.size, len(moments.means)
+    order = np.argsort(group_n, kind="stable")
+    sorted_n = group_n[order]
+    n_groups = int(sorted_n[-1]) + 1
+    out = HsicSums(
+        np.zeros((n_groups, n_arrays, n_arrays)),
+        np.zeros((n_groups, n_arrays, n_arrays)),
+        np.zeros((n_arrays, n, n_groups)),
+        np.zeros((n_arrays, n)),
+        sorted_n,
+    )
+    panels = _panels(n, panel_rows or n)
+    held = _Panels(read, moments, order, dtype)
+    for panel in panels:
+        for a, x in enumerate(held.load(panel)):
+            out.norms_ln[a, panel] = np.einsum("nd,nd->n", x, x, dtype=np.float64)
+    shift_ln = u_shifts(out.norms_ln)
+    for rows in panels:
+        for columns in panels:
+            job = _Job(held.load(rows), held.load(columns), shift_ln, sorted_n, rows, columns)
+            tiles = list(_tiles(sorted_n, rows, job.count_rows(tile_bytes)))
+            for first in range(0, len(tiles), workers):
+                some = tiles[first : first + workers]
+                for tile, sums in zip(some, mapper(job.sum_tile, some), strict=True):
+                    _add_tile(out, tile, sums)
+    return out
+
+
+class _Panels:
+    """Centred and scaled features of runs of samples; the last two that were asked for are kept."""
+
+    def __init__(
+        self, read: Reader, moments: Moments, order: NDArray[np.int64], dtype: type[np.floating]
+    ) -> None:
+        self._read, self._moments, self._order, self._dtype = read, moments, order, dtype
+        self._kept: dict[int, list[NDArray]] = {}
+
+    def load(self, panel: slice) -> list[NDArray]:
+        if panel.start not in self._kept:
+            while len(self._kept) > 1:
+                self._kept.pop(next(iter(self._kept)))
+            self._kept[panel.start] = [
+                self._centre(a, panel) for a in range(len(self._moments.means))
+            ]
+        self._kept[panel.start] = self._kept.pop(panel.start)  # the most recent is last
+        return self._kept[panel.start]
+
+    def _centre(self, a: int, panel: slice) -> NDArray:
+        if self._moments.faults[a]:
+            return np.zeros((panel.stop - panel.start, 1), dtype=self._dtype)
+        x_nd = np.asarray(self._read(a, self._order[panel]), dtype=np.float64)
+        return ((x_nd - self._moments.means[a]) / self._moments.scales[a]).astype(self._dtype)
+
+
+def _panels(n: int, size: int) -> list[slice]:
+    return [slice(start, min(n, start + size)) for start in range(0, n, size)]
+
+
+def _tiles(group_n: NDArray[np.int64], rows: slice, size: int) -> Iterator[slice]:
+    """Cut a run of samples into tiles of at most `size` that never cross a group."""
+    borders = np.flatnonzero(np.diff(group_n[rows])) + 1 + rows.start
+    for start, stop in zip([rows.start, *borders], [*borders, rows.stop], strict=True):
+        for first in range(start, stop, size):
+            yield slice(first, min(stop, first + size))
+
+
+@dataclass(frozen=True, slots=True)
+class _TileSums:
+    """What one tile of rows against a panel of columns gives."""
+
+    products_ll: NDArray[np.float64]
+    own_ll: NDArray[np.float64]
+    row_ltg: NDArray[np.float64]
+    """Sums over the columns of each group that the panel holds."""
+    group: int
+    """Group of the rows."""
+    columns: NDArray[np.int64]
+    """Groups of the columns."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """The rows of one panel against the columns of another."""
+
+    x: Sequence[NDArray]
+    """Features of the rows, one array each."""
+    y: Sequence[NDArray]
+    """Features of the columns."""
+    shift_ln: NDArray[np.float64]
+    group_n: NDArray[np.int64]
+    rows: slice
+    columns: slice
+
+    def count_rows(self, tile_bytes: int) -> int:
+        """Return how many rows a tile of so many bytes has."""
+        row = len(self.x) * (self.columns.stop - self.columns.start) * self.x[0].itemsize
+        return max(1, tile_bytes // row)
+
+    def sum_tile(self, tile: slice) -> _TileSums:
+        """Return the sums of one tile of rows, all of the same group."""
+        n_arrays, columns = len(self.x), self.columns
+        local = slice(tile.start - self.rows.start, tile.stop - self.rows.start)
+        shape = (n_arrays, tile.stop - tile.start, columns.stop - columns.start)
+        gram = np.empty(shape, dtype=self.x[0].dtype)
+        for out, x, y in zip(gram, self.x, self.y, strict=True):
+            np.matmul(x[local], y.T, out=out)
+        group_n = self.group_n[columns]
+        starts = np.flatnonzero(np.diff(group_n, prepend=-1))  # sorted by group
+        row_ltg = np.add.reduceat(gram, starts, axis=2, dtype=np.float64)
+        gram += self.shift_ln[:, tile, None]
+        gram += self.shift_ln[:, None, columns]
+        same = np.arange(max(tile.start, columns.start), min(tile.stop, columns.stop))
+        gram[:, same - tile.start, same - columns.start] = 0
+        group = int(self.group_n[tile.start])
+        products_ll = _square(gram)
+        first, last = np.searchsorted(group_n, [group, group + 1])
+        alone = last - first == group_n.size
+        own_ll = products_ll if alone else _square(gram[:, :, first:last])
+        return _TileSums(products_ll, own_ll, row_ltg, group, group_n[starts])
+
+
+def _square(gram: NDArray) -> NDArray[np.float64]:
+    """Return the inner products of all pairs of arrays, [arrays, arrays]."""
+    flat = gram.reshape(gram.shape[0], -1)
+    return np.asarray(flat @ flat.T, dtype=np.float64)
+
+
+def _add_tile(out: HsicSums, tile: slice, sums: _TileSums) -> None:
+    out.products_gll[sums.group] += sums.products_ll
+    out.own_gll[sums.group] += sums.own_ll
+    out.row_lng[:, tile, sums.columns] += sums.row_ltg
