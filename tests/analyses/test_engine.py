@@ -120,7 +120,9 @@ def whole(study):
 @pytest.mark.parametrize(("workers", "memory"), [(3, "2GiB"), (1, "3MiB"), (2, "6MiB")])
 def test_all_tables_agree_under_any_memory_and_workers(study, whole, workers, memory) -> None:
     found = analyze(study.path, workers=workers, memory=memory)
-    assert found["svd"].attrs["passes"] == 1 if memory == "2GiB" else found["svd"].attrs["passes"] > 1
+    assert (
+        found["svd"].attrs["passes"] == 1 if memory == "2GiB" else found["svd"].attrs["passes"] > 1
+    )
     compare_tables(whole, found)
 
 
