@@ -49,6 +49,21 @@ def test_tables_have_the_columns_of_the_contract(results, tables, name):
     assert {"seed", "memory", "passes", "bytes_read", "store_uuid"} <= set(results[name].attrs)
 
 
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [
+        *(("cka", "value"), ("svd", "erank"), ("probe", "uar"), ("lens", "overlap")),
+        *(("contribution", "ratio_mean"), ("outputs", "uar")),
+    ],
+)
+def test_every_missing_value_has_a_reason_and_no_other(tables, name, column):
+    """The reason of a value that is there can only be a remark about its fold."""
+    missing = tables[name][column].isna()
+    assert (tables[name]["reason"][missing] != "").all()
+    remarks = tables[name]["reason"][~missing]
+    assert remarks.isin(["", "no frame has a cosine: a norm is 0"]).all()
+
+
 @pytest.mark.parametrize("name", CONTRACT)
 def test_layers_are_whole_numbers_or_empty(results, tables, name):
     for column in {"layer", "layer_a", "layer_b"} & set(tables[name].columns):
