@@ -18,8 +18,9 @@ help:
 	@echo 'make lint    check style and types only'
 	@echo 'make clean   remove the environment, the example and the build products'
 
+# One thread: the model is so small that a second one only waits for the first.
 demo: $(VENV)/.capture
-	$(VENV)/bin/capture-run demo --store $(DEMO)/demo.zarr
+	$(VENV)/bin/capture-run demo --workers 1 --store $(DEMO)/demo.zarr
 	$(VENV)/bin/analyze --store $(DEMO)/demo.zarr --out $(DEMO)/analysis
 	@echo
 	@echo 'The report: $(CURDIR)/$(DEMO)/analysis/report.html'
