@@ -47,9 +47,12 @@ class Runner:
         with threadpool_limits(max(1, self.workers // together)):
             return list(compute(*tasks, scheduler="threads", num_workers=together))
 
-    def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    def map(
+        self, function: Callable[[Any], Any], items: Sequence[Any], at_a_time: int | None = None
+    ) -> list[Any]:
         """Return `function(item)` of every item, in order, several at a time, in this process."""
-        return Runner(self.workers).compute([_delay(partial(function, item)) for item in items])
+        tasks = [_delay(partial(function, item)) for item in items]
+        return Runner(self.workers).compute(tasks, at_a_time)
 
 
 def _delay(function: Callable[..., Any], *delayed: Any) -> Any:  # noqa: ANN401 - dask is untyped

@@ -13,6 +13,8 @@ type Reader = Callable[[int, NDArray[np.int64]], NDArray]
 
 _CONSTANT = 1e-24
 """Features whose centred square sum is below this part of the uncentred one are constant."""
+_ROWS = 512
+"""Samples whose mean is taken at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ class HsicSums:
 
 
 def find_moments(read: Reader, n_arrays: int, n: int) -> Moments:
-    """Return mean and scale of every array, reading each once.
+    """Return mean and scale of every array, reading each once, some hundred samples at a time.
 
     Parameters
     ----------
@@ -58,15 +60,21 @@ def find_moments(read: Reader, n_arrays: int, n: int) -> Moments:
     n_arrays, n
         Numbers of arrays and of samples.
     """
-    rows = np.arange(n, dtype=np.int64)
     means, scales, faults = [], np.ones(n_arrays), []
     for a in range(n_arrays):
-        x_nd = np.asarray(read(a, rows), dtype=np.float64)
-        finite = bool(np.isfinite(x_nd).all())
-        mean_d = x_nd.mean(axis=0) if finite else np.zeros(x_nd.shape[1])
-        spread = float(np.square(x_nd - mean_d).sum()) if finite else 0.0
-        constant = finite and spread <= _CONSTANT * float(np.square(x_nd).sum())
-        means.append(mean_d)
+        mean_d, spread, square = np.zeros(1), 0.0, 0.0
+        for start in range(0, n, _ROWS):
+            rows = np.arange(start, min(n, start + _ROWS), dtype=np.int64)
+            x_nd = np.asarray(read(a, rows), dtype=np.float64)
+            with np.errstate(invalid="ignore", over="ignore"):  # infinite features end as a fault
+                delta_d = x_nd.mean(axis=0) - mean_d
+                spread += float(np.square(x_nd - (mean_d + delta_d)).sum())
+                spread += float(np.square(delta_d).sum()) * start * rows.size / (start + rows.size)
+                square += float(np.square(x_nd).sum())
+                mean_d = mean_d + delta_d * (rows.size / (start + rows.size))
+        finite = bool(np.isfinite(square))
+        constant = finite and spread <= _CONSTANT * square
+        means.append(mean_d if finite else np.zeros_like(mean_d))
         scales[a] = np.sqrt(spread / n) if finite and not constant else 1.0
         faults.append("NaN or infinite features" * (not finite) + "constant features" * constant)
     return Moments(means, scales, faults)

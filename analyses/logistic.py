@@ -81,6 +81,21 @@ def fit_logistic(
     return Logistic(weight.reshape(-1, *u_dsk.shape[1:]), u_dsk[-1] * np.sqrt(2 / n), iterations)
 
 
+def count_bytes(n: int, width: int, columns: int) -> int:
+    """Return the memory that a fit takes beyond its features, in bytes.
+
+    Parameters
+    ----------
+    n, width
+        Samples and features.
+    columns
+        Label sets times classes.
+    """
+    rank = min(n, width)
+    steps = 2 * _MEMORY + 6  # the pairs that are kept, the point, its gradient and a trial step
+    return 8 * (2 * rank * (n + rank) + columns * (6 * n + steps * (rank + 1)))
+
+
 class _Objective:
     """Loss and gradient in preconditioned coordinates, one row for each label set still moving."""
 

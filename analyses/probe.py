@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from .errors import AnalysisInputError, MissingSitesError
+from .errors import AnalysisInputError, MemoryBudgetError, MissingSitesError
 from .fold import ArrayKey
-from .logistic import fit_logistic
+from .logistic import count_bytes, fit_logistic
+from .memory import USABLE, format_bytes
 from .metrics import score_predictions
 from .plan import Outcome, Plan, Table, unexposed_samples
 from .resampling import cluster_bootstrap, weighted_recall
@@ -25,7 +26,8 @@ DEFAULT_SITES = ("embed", "resid_post", "encoder_out", "lora_a", "lora_b")
 _SPLIT = "leave-one-{}-out"
 _POOLED_FOLD = "all"
 """Value of `fold` where the predictions of all folds are scored together."""
-_SCORES = ("uar", "war", "macro_f1", "nll", "ece")
+_SHARE = 0.3
+"""Part of the memory that one array's probe may take, beside the pooled features that are held."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,24 @@ class Probe:
                 'Record them: `append(..., label="anger", groups={"speaker": "01"})`.'
             )
             raise MissingSitesError(msg)
+        for key in keys:
+            needed = _count_bytes(self, key, selection)
+            if needed > _SHARE * selection.memory_bytes:
+                msg = (
+                    f"memory {format_bytes(selection.memory_bytes)} is too little: the probe of "
+                    f"{key} takes {format_bytes(needed)}, and {_SHARE:.0%} of the memory is there "
+                    f"for it. Allow at least {format_bytes(needed / _SHARE)} (--memory)."
+                )
+                raise MemoryBudgetError(msg)
         return Plan(partial(_conclude, self, keys), (), keys)
+
+
+def _count_bytes(probe: Probe, key: ArrayKey, selection: Selection) -> int:
+    """Return the memory that the probe of one array takes: its features five times, and the fit."""
+    view = selection.source.views[key.capture]
+    n, width = view.samples.size, view.info(selection.stored_key(key)).width
+    n_classes = len(set(view.label_n[view.samples].tolist()))
+    return 5 * 8 * n * width + count_bytes(n, width, (probe.shuffles + 1) * n_classes)
 
 
 def make_task(view: View, ids: NDArray[np.object_], *, shuffles: int, seed: int) -> Task:
@@ -195,7 +214,10 @@ def _conclude(probe: Probe, keys: Sequence[ArrayKey], outcome: Outcome) -> dict[
             return None, "constant features"
         return predict_left_out(x_nd, task, probe.c), ""
 
-    predictions = dict(zip(keys, outcome.runner.map(work, keys), strict=True))
+    largest = max(_count_bytes(probe, key, selection) for key in keys)
+    room = int(USABLE * selection.memory_bytes) - outcome.pooled.held_bytes
+    at_a_time = max(1, min(outcome.runner.workers, room // max(largest, 1)))
+    predictions = dict(zip(keys, outcome.runner.map(work, keys, at_a_time), strict=True))
     rows: list[dict[str, object]] = []
     for name, task in tasks.items():
         mine = [key for key in keys if key.capture == name]

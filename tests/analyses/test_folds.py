@@ -14,6 +14,7 @@ from lorascope.analyses import ArrayKey, Block, Piece
 from lorascope.analyses.contribution import ContributionFold
 from lorascope.analyses.frame_fold import FrameFold, draw_rows, order_samples
 from lorascope.analyses.histogram import COSINE_BINS, RATIO_BINS
+from lorascope.analyses.hsic import find_moments
 from lorascope.analyses.pooled import CollectFold
 from lorascope.analyses.svd import ScatterFold
 
@@ -157,3 +158,24 @@ def test_draws_depend_on_the_sample_alone():
     for row, count in zip(whole, COUNTS, strict=True):
         assert len(set(row[:count])) == min(count, 6), "all different while there are enough"
     assert not np.array_equal(whole, draw_rows(IDS, COUNTS, 6, seed=4))
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+def test_moments_of_many_samples_are_those_of_one_read(offset):
+    """1,300 samples are read in three parts; 1e-9: float64 at an offset of 1e6 resolves 1e-10."""
+    x = np.random.default_rng(1).standard_normal((1300, 3)) + offset
+    broken = np.where(np.arange(1300)[:, None] == 900, np.inf, x)
+    arrays = [x, np.full((1300, 2), 0.1 + offset), broken]
+    largest = 0
+
+    def read(a, rows):
+        nonlocal largest
+        largest = max(largest, rows.size)
+        return arrays[a][rows]
+
+    found = find_moments(read, 3, 1300)
+    assert largest <= 512
+    np.testing.assert_allclose(found.means[0], x.mean(0), rtol=1e-9)
+    expected = np.sqrt(np.square(x - x.mean(0)).sum() / 1300)
+    assert found.scales[0] == pytest.approx(expected, rel=1e-9)
+    assert found.faults == ["", "constant features", "NaN or infinite features"]

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from lorascope.analyses import (
-    ANALYSES,
     AnalysisError,
     AnalysisInputError,
     MemoryBudgetError,
@@ -16,7 +15,7 @@ from lorascope.analyses import (
     Probe,
     analyze,
 )
-from lorascope.store import LorascopeError, Site, create_store, open_store
+from lorascope.store import LorascopeError, Site, create_store
 
 
 @pytest.mark.parametrize(
@@ -111,25 +110,13 @@ def test_every_error_of_the_room_is_an_expected_one():
         assert issubclass(error, LorascopeError)
 
 
-def test_sites_layers_and_captures_are_filters(study):
-    store = open_store(study.path)
-    results = analyze(store, "svd", captures=["lora"], sites=["lora_a", "embed"], layers=[2])
-    svd = results["svd"].to_dataframe()
-    assert set(zip(svd["capture"], svd["site"], svd["layer"], strict=True)) == {
-        ("lora", "lora_a.v_proj", 2),
-        ("lora", "embed", -1),
-    }
-
-
-def test_the_catalogue_says_what_each_analysis_gives():
-    assert list(ANALYSES) == ["cka", "svd", "probe", "lens", "contribution", "outputs"]
-    assert all(ANALYSES.values())
-
-
-def test_progress_reaches_its_total(study):
-    told: list[tuple[int, int, str]] = []
-    analyze(study.path, ["svd"], workers=2, progress=lambda *args: told.append(args))
-    done = [count for count, _, _ in told]
-    assert done == sorted(done)
-    assert told[-1][0] == told[-1][1] > 0
-    assert told[-1][2] == "computing svd"
+def test_a_probe_that_does_not_fit_is_refused_with_what_it_takes(tmp_path, make_store):
+    """60 samples of 3000 features are 1.4 MB in float64, five times over."""
+    x = np.random.default_rng(0).standard_normal((60, 1, 3000))
+    labels, speakers = ["a", "b"] * 30, [f"{i // 20}" for i in range(60)]
+    path = make_store(tmp_path / "s", [x], labels=labels, speakers=speakers)
+    with pytest.raises(MemoryBudgetError, match=r"the probe of resid_post.* takes .* MiB") as e:
+        analyze(path, ["probe"], memory="10MiB")
+    needed = str(e.value).split("Allow at least ")[1].split(" (")[0].replace(" ", "")
+    enough = f"{float(needed[:-3]) * 1.01:.2f}{needed[-3:]}"
+    assert analyze(path, ["probe"], memory=enough)["probe"].sizes["entry"] == 4
