@@ -1,10 +1,11 @@
 """Compare LoRA with the frozen encoder on speakers that no training saw.
 
-Trains head only (`frozen`) and head with LoRA (`lora`) once per fold of held-out speakers, pools
-the predictions over the folds and compares UAR, with a cluster bootstrap over speakers on the
-paired difference. Every fold is one `capture-run`, so what is compared is what users get.
+Trains head only (`frozen`) and head with LoRA (`lora`) once per seed and fold of held-out speakers,
+pools the predictions over the folds and compares UAR, with a cluster bootstrap over speakers on the
+paired difference, averaged over the seeds. Every fold is one `capture-run`, so what is compared is
+what users get.
 
-    python benchmarks/lora_folds.py ../shared/real --json docs/records/lora-folds.json
+    python benchmarks/lora_folds.py ../shared/real --seeds 0 1 2 --json docs/records/lora-folds.json
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ import numpy as np
 from lorascope.capture import load_config, run_capture
 from lorascope.store import open_store
 
+NAMES = ("frozen", "lora")
+
 CONFIG = """
 store: fold.zarr
-seed: 0
+seed: {seed}
 model: {{base: {root}/whisper-tiny-en, window_seconds: 5}}
 data: {{corpus: ravdess, root: {root}/ravdess, labels: [anger, happiness, neutral, sadness]}}
 split: {{by: speaker, test: {test}}}
@@ -48,10 +51,12 @@ class Predictions:
     """True label of each sample."""
 
 
-def run_fold(root: Path, test: list[str], epochs: int, folder: Path) -> dict[str, Predictions]:
+def run_fold(
+    root: Path, test: list[str], epochs: int, seed: int, folder: Path
+) -> dict[str, Predictions]:
     """Train and capture one fold; return the predictions on its held-out speakers."""
     path = folder / "fold.yaml"
-    path.write_text(CONFIG.format(root=root, test=json.dumps(test), epochs=epochs))
+    path.write_text(CONFIG.format(root=root, test=json.dumps(test), epochs=epochs, seed=seed))
     run_capture(load_config(path), store_path=folder / "fold.zarr")
     store = open_store(folder / "fold.zarr")
     answers = {}
@@ -81,16 +86,31 @@ def uar(answers: Predictions, rows: np.ndarray | None = None) -> float:
     return float(np.mean([hits[labels == label].mean() for label in np.unique(labels)]))
 
 
-def bootstrap(pooled: dict[str, Predictions], draws: int, seed: int) -> list[float]:
-    """Return the 95 % interval of UAR(lora) - UAR(frozen), resampling speakers."""
+def bootstrap(runs: list[dict[str, Predictions]], draws: int, seed: int) -> list[float]:
+    """Return the 95 % interval of UAR(lora) - UAR(frozen), mean over seeds, resampling speakers."""
     rng = np.random.default_rng(seed)
-    speakers = pooled["lora"].speakers
+    speakers = runs[0]["lora"].speakers
     rows_of = [np.flatnonzero(speakers == speaker) for speaker in np.unique(speakers)]
     differences = []
     for _ in range(draws):
         rows = np.concatenate([rows_of[k] for k in rng.integers(len(rows_of), size=len(rows_of))])
-        differences.append(uar(pooled["lora"], rows) - uar(pooled["frozen"], rows))
+        differences.append(
+            np.mean([uar(run["lora"], rows) - uar(run["frozen"], rows) for run in runs])
+        )
     return np.quantile(differences, [0.025, 0.975]).tolist()
+
+
+def run_seed(
+    root: Path, folds: list[list[str]], epochs: int, seed: int
+) -> list[dict[str, Predictions]]:
+    """Train and capture every fold with one seed."""
+    answers: list[dict[str, Predictions]] = []
+    for number, test in enumerate(folds):
+        with tempfile.TemporaryDirectory() as folder:
+            answers.append(run_fold(root, test, epochs, seed, Path(folder)))
+        scores = {name: round(uar(part), 4) for name, part in answers[-1].items()}
+        print(f"seed {seed}, fold {number} ({', '.join(test)}): {scores}", flush=True)
+    return answers
 
 
 def main() -> None:
@@ -99,27 +119,30 @@ def main() -> None:
     parser.add_argument("root", type=Path, help="folder with whisper-tiny-en/ and ravdess/")
     parser.add_argument("--folds", type=int, default=4)
     parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one set of folds each")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     root = asked.root.resolve()
     speakers = sorted(p.name[-2:] for p in (root / "ravdess").glob("Actor_*"))
-    folds = [list(part) for part in np.array_split(speakers, asked.folds)]
-    answers: list[dict[str, Predictions]] = []
+    folds = [list(map(str, part)) for part in np.array_split(speakers, asked.folds)]
     began = time.perf_counter()
-    for number, test in enumerate(folds):
-        with tempfile.TemporaryDirectory() as folder:
-            answers.append(run_fold(root, list(map(str, test)), asked.epochs, Path(folder)))
-        scores = {name: round(uar(part), 4) for name, part in answers[-1].items()}
-        print(f"fold {number} ({', '.join(test)}): {scores}", flush=True)
-    pooled = {name: pool([fold[name] for fold in answers]) for name in ("frozen", "lora")}
+    runs: list[dict[str, Predictions]] = []
+    by_seed: dict[int, dict[str, list[float]]] = {}
+    for seed in asked.seeds:
+        answers = run_seed(root, folds, asked.epochs, seed)
+        runs.append({name: pool([fold[name] for fold in answers]) for name in NAMES})
+        by_seed[seed] = {name: [uar(fold[name]) for fold in answers] for name in NAMES}
+    differences = [uar(run["lora"]) - uar(run["frozen"]) for run in runs]
     record = {
-        "folds": [list(map(str, fold)) for fold in folds],
+        "folds": folds,
         "epochs": asked.epochs,
-        "n": len(pooled["lora"].hits),
-        "uar": {name: uar(part) for name, part in pooled.items()},
-        "uar_by_fold": {name: [uar(fold[name]) for fold in answers] for name in pooled},
-        "difference": uar(pooled["lora"]) - uar(pooled["frozen"]),
-        "difference_95": bootstrap(pooled, 2000, seed=0),
+        "seeds": asked.seeds,
+        "n": len(runs[0]["lora"].hits),
+        "uar": {name: [uar(run[name]) for run in runs] for name in NAMES},
+        "uar_by_seed_and_fold": by_seed,
+        "difference": differences,
+        "mean_difference": float(np.mean(differences)),
+        "mean_difference_95": bootstrap(runs, 2000, seed=0),
         "seconds": round(time.perf_counter() - began),
     }
     print(json.dumps(record, indent=1))
