@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import ml_dtypes
 import numpy as np
@@ -49,12 +49,12 @@ class BatchBuffer:
         self._recorded = recorded
         self._selection = selection
         self._norm = norm
-        # one array [layer, row, feature] a site and sample: what the writer will own
+        # one array [layer, row, feature] a site, the rows of one sample after those of the other:
+        # what the writer will own
         self._rows = {
-            index: [
-                torch.empty((len(site.taps), n, site.width), dtype=TORCH_DTYPES[site.dtype])
-                for n in selection.counts
-            ]
+            index: torch.empty(
+                (len(site.taps), sum(selection.counts), site.width), dtype=TORCH_DTYPES[site.dtype]
+            )
             for index, site in enumerate(recorded)
             if site.frames != "none"
         }
@@ -86,17 +86,15 @@ class BatchBuffer:
         self._taken.add((index, position))
 
     def _keep(self, index: int, position: int, x: torch.Tensor) -> None:
-        site = self._recorded[index]
-        dtype = TORCH_DTYPES[site.dtype]
-        for rows, target in zip(self._selection.rows(x, dtype), self._rows[index], strict=True):
-            target[position].copy_(rows)
-            if dtype is torch.float16 and not bool(torch.isfinite(target[position]).all()):
-                layer = "" if site.layers is None else f" of layer {site.layers[position]}"
-                msg = (
-                    f"{site.name}{layer} holds values that float16 cannot (beyond 65504). "
-                    "Record with dtype: bfloat16 or float32."
-                )
-                raise CaptureError(msg)
+        site, kept = self._recorded[index], self._rows[index][position]
+        self._selection.copy_rows(x, kept)
+        if kept.dtype is torch.float16 and not bool(torch.isfinite(kept).all()):
+            layer = "" if site.layers is None else f" of layer {site.layers[position]}"
+            msg = (
+                f"{site.name}{layer} holds values that float16 cannot (beyond 65504). "
+                "Record with dtype: bfloat16 or float32."
+            )
+            raise CaptureError(msg)
 
     def missing(self) -> list[str]:
         """Return the names of sites, with layers, that were never seen."""
@@ -107,23 +105,18 @@ class BatchBuffer:
             if not self.has(index, position)
         ]
 
-    def samples(self) -> Iterator[dict[str, np.ndarray]]:
-        """Yield the arrays of each sample, owned by the taker: no view of the batch leaves.
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the arrays of the batch, owned by the taker: no view of the model leaves.
 
-        Rows are [layer, row, feature], pools [layer, feature]; without the layer axis for sites
-        without layers.
+        Rows are [layer, row, feature], pools [layer, sample, feature]; without the layer axis for
+        sites without layers.
         """
-        pools = {key: tensor.cpu() for key, tensor in self._pools.items()}
-        for number in range(self._selection.shape[0]):
-            arrays: dict[str, np.ndarray] = {}
-            for index, site in enumerate(self._recorded):
-                if index in self._rows:
-                    rows = self._rows[index][number]
-                    arrays[site.name] = to_numpy(rows if site.layers is not None else rows[0])
-                for pool in site.pools:
-                    parts = [pools[index, i, pool][number] for i in range(len(site.taps))]
-                    joined = torch.stack(parts) if site.layers is not None else parts[0].clone()
-                    arrays[f"{site.name}.{pool}"] = to_numpy(joined)
-            for kept in self._rows.values():
-                kept[number] = torch.empty(0)  # handed over: the batch does not keep it alive
-            yield arrays
+        arrays: dict[str, np.ndarray] = {}
+        for index, site in enumerate(self._recorded):
+            at = slice(None) if site.layers is not None else 0
+            if index in self._rows:
+                arrays[site.name] = to_numpy(self._rows[index][at])
+            for pool in site.pools:
+                parts = [self._pools[index, i, pool] for i in range(len(site.taps))]
+                arrays[f"{site.name}.{pool}"] = to_numpy(torch.stack(parts).cpu()[at])
+        return arrays

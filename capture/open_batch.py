@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..store import NewSample
 from .batch import BatchBuffer, to_numpy
 from .errors import CaptureError
 from .pooling import FinalNorm, select
@@ -33,7 +34,7 @@ class SampleInfo:
     """Valid frames, bool [sample, frame]; None: all."""
 
     def fields(self, i: int) -> dict[str, Any]:
-        """Return the arguments of `writer.append` that describe sample `i`."""
+        """Return the fields of `NewSample` that describe sample `i`."""
         return {
             "label": "" if self.labels is None else self.labels[i],
             "groups": {name: values[i] for name, values in self.groups.items()},
@@ -146,7 +147,16 @@ class OpenBatch:
             msg = f"nothing was recorded for {', '.join(missing[:5])} in this batch: {why}."
             raise CaptureError(msg)
         outputs = {name: to_numpy(value.cpu()) for name, value in self._outputs.items()}
-        for i, arrays in enumerate(buffer.samples()):
-            kept = None if self._frames == "none" else {self._stream: self._positions[i]}
-            own = {name: values[i] for name, values in outputs.items()}
-            writer.append(info.ids[i], arrays, outputs=own, positions=kept, **info.fields(i))
+        samples = []
+        for i, kept in enumerate(self._positions):
+            rows = {} if self._frames == "none" else {self._stream: kept}
+            samples.append(
+                NewSample(
+                    info.ids[i],
+                    n_rows={stream: len(positions) for stream, positions in rows.items()},
+                    positions=rows,
+                    outputs={name: values[i] for name, values in outputs.items()},
+                    **info.fields(i),
+                )
+            )
+        writer.append_batch(samples, buffer.arrays())

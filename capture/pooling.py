@@ -70,17 +70,18 @@ class Selection:
         """Kept rows of each sample."""
         return [len(kept) for kept in self.positions]
 
-    def rows(self, x_btd: torch.Tensor, dtype: torch.dtype) -> list[torch.Tensor]:
-        """Return the kept rows [row, d] of each sample, on the CPU.
+    def copy_rows(self, x_btd: torch.Tensor, out_nd: torch.Tensor) -> None:
+        """Copy the kept rows, sample after sample, into `out_nd` on the CPU, in its dtype.
 
-        On the CPU they are views of `x_btd` in its own dtype where the rows are contiguous: the
-        one copy is the one into the storage dtype, made by whoever keeps them. On a device,
-        selection and cast happen there, before the transfer.
+        On the CPU each sample is cast on its way, with one copy. On a device, selection and cast
+        happen there, before the transfer.
         """
-        if x_btd.is_cpu:
-            return [_take(x_btd[i], kept) for i, kept in enumerate(self.positions)]
-        flat = x_btd.reshape(-1, x_btd.shape[-1]).index_select(0, self.index_n)
-        return list(flat.to(dtype).cpu().split(self.counts))
+        if not x_btd.is_cpu:
+            flat = x_btd.reshape(-1, x_btd.shape[-1]).index_select(0, self.index_n)
+            out_nd.copy_(flat.to(out_nd.dtype))
+            return
+        for x_td, kept, out in zip(x_btd, self.positions, out_nd.split(self.counts), strict=True):
+            out.copy_(_take(x_td, kept))
 
     def mean_valid(self, x_btd: torch.Tensor) -> torch.Tensor:
         """Return the mean over valid frames, float32 [b, d], from float32 values."""

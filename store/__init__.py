@@ -22,6 +22,7 @@ from .reader import Store as Store
 from .reader import open_store as open_store
 from .results import read_results as read_results
 from .results import write_results as write_results
+from .segment import NewSample as NewSample
 from .verify import Damage as Damage
 from .verify import VerifyReport as VerifyReport
 from .verify import verify_store as verify_store

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from .definition import CaptureDefinition
 from .errors import SampleError
 from .layout import Output, Site, check_name, numpy_dtype
+from .segment import NewSample
 
 _RESERVED_COLUMNS = {"capture", "id", "label", "exposed", "segment"}
 
@@ -17,40 +18,70 @@ type ColumnValue = str | int | float | bool
 
 
 def check_values(
-    sample: str, sites: Mapping[str, Site], values: Mapping[str, np.ndarray]
+    subject: str, sites: Mapping[str, Site], values: Mapping[str, np.ndarray], *, n_samples: int
 ) -> dict[str, np.ndarray]:
-    """Return the arrays as `[layer, row, feature]` or `[layer, feature]` in their storage type."""
+    """Return the arrays of consecutive samples in their storage type.
+
+    Row sites come out as `[layer, row, feature]`, the rows of one sample after those of the other,
+    pooled sites as `[layer, sample, feature]`. `subject` names the sample or the batch in errors.
+    """
     missing, unknown = sorted(sites.keys() - values), sorted(values.keys() - sites)
     if missing or unknown:
         parts = [f"missing: {', '.join(missing)}"] * bool(missing)
         parts += [f"not declared: {', '.join(unknown)}"] * bool(unknown)
-        msg = f"sample {sample!r}: its sites are not those of the capture; {'; '.join(parts)}"
+        msg = f"{subject}: its sites are not those of the capture; {'; '.join(parts)}"
         raise SampleError(msg)
-    return {name: _check_array(sample, sites[name], value) for name, value in values.items()}
+    return {n: _check_array(subject, sites[n], value, n_samples) for n, value in values.items()}
 
 
 def count_rows(
-    sample: str, definition: CaptureDefinition, arrays: Mapping[str, np.ndarray]
+    subject: str, sites: Iterable[Site], arrays: Mapping[str, np.ndarray]
 ) -> dict[str, int]:
-    """Return the rows per stream; the sites of a stream agree, and a segment can hold them."""
+    """Return the rows per stream; all sites of a stream must agree."""
     rows: dict[str, int] = {}
-    for site in definition.sites:
+    for site in sites:
         if site.kind != "row":
             continue
         count = arrays[site.name].shape[1]
         if rows.setdefault(site.stream, count) != count:
             msg = (
-                f"sample {sample!r}: site {site.name!r} has {count} rows, another site of "
+                f"{subject}: site {site.name!r} has {count} rows, another site of "
                 f"stream {site.stream!r} has {rows[site.stream]}: they must be the same"
             )
             raise SampleError(msg)
-        if count > definition.shape.rows:
+    return rows
+
+
+def check_row_counts(
+    subject: str,
+    definition: CaptureDefinition,
+    samples: Sequence[NewSample],
+    arrays: Mapping[str, np.ndarray],
+) -> None:
+    """Refuse samples whose rows are not those of the arrays, or that no segment can hold."""
+    for stream, count in count_rows(subject, definition.sites, arrays).items():
+        said = sum(sample.n_rows.get(stream, 0) for sample in samples)
+        if said != count:
             msg = (
-                f"sample {sample!r} has {count} rows in stream {site.stream!r}, a segment has room "
-                f"for {definition.shape.rows}: pass a larger segment_rows"
+                f"{subject}: the arrays have {count} rows in stream {stream!r}, the samples' "
+                f"n_rows add up to {said}"
             )
             raise SampleError(msg)
-    return rows
+    for sample in samples:
+        unknown = sorted(set(sample.n_rows) - set(definition.streams))
+        if unknown or any(n < 0 for n in sample.n_rows.values()):
+            msg = (
+                f"sample {sample.id!r}: n_rows {dict(sample.n_rows)} must be counts of the streams "
+                f"{', '.join(definition.streams) or '(none: no site has rows)'}"
+            )
+            raise SampleError(msg)
+        for stream, count in sample.n_rows.items():
+            if count > definition.shape.rows:
+                msg = (
+                    f"sample {sample.id!r} has {count} rows in stream {stream!r}, a segment has "
+                    f"room for {definition.shape.rows}: pass a larger segment_rows"
+                )
+                raise SampleError(msg)
 
 
 def check_outputs(
@@ -99,20 +130,25 @@ def check_positions(
     return checked
 
 
-def _check_array(sample: str, site: Site, value: np.ndarray) -> np.ndarray:
+def _check_array(subject: str, site: Site, value: np.ndarray, n_samples: int) -> np.ndarray:
     array = np.asarray(value)
-    lead = 3 if site.kind == "row" else 2
-    if site.layers is None and array.ndim == lead - 1:
+    pooled = site.kind == "sample"
+    if pooled and n_samples == 1 and array.ndim == 1 + (site.layers is not None):
+        array = array[..., None, :]
+    if site.layers is None and array.ndim == 2:
         array = array[None]
     fits = (
-        array.ndim == lead
+        array.ndim == 3
         and array.shape[0] == len(site.layer_labels)
         and array.shape[-1] == site.width
+        and (not pooled or array.shape[1] == n_samples)
     )
     if not fits:
-        axes = "[layer, row, feature]" if site.kind == "row" else "[layer, feature]"
+        axes = "[layer, row, feature]"
+        if pooled:
+            axes = "[layer, feature]" if n_samples == 1 else f"[layer, {n_samples}, feature]"
         msg = (
-            f"sample {sample!r}: site {site.name!r} has shape {array.shape}; expected {axes} with "
+            f"{subject}: site {site.name!r} has shape {np.shape(value)}; expected {axes} with "
             f"{len(site.layer_labels)} layers and {site.width} features"
         )
         raise SampleError(msg)
@@ -120,7 +156,7 @@ def _check_array(sample: str, site: Site, value: np.ndarray) -> np.ndarray:
     if array.dtype == native:
         return array
     if array.dtype.kind not in "fiu" and dtype_is_unknown(array.dtype):
-        msg = f"sample {sample!r}: site {site.name!r} has data type {array.dtype}, not a number"
+        msg = f"{subject}: site {site.name!r} has data type {array.dtype}, not a number"
         raise SampleError(msg)
     return array.astype(native)
 

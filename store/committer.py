@@ -11,13 +11,15 @@ import numpy as np
 from .creation import chunk_entry, make_array, with_checksum
 from .definition import CaptureDefinition
 from .errors import SampleError
-from .files import disk_errors, sync_directory, write_durable, write_synced
+from .files import disk_errors, sync_directory, write_all_synced, write_durable
 from .layout import STAGING, ArraySpec, Site
 from .pipeline import Pipeline
 from .records import RecordLog
-from .segment import OpenSegment, SampleRecord, open_shard, small_files
+from .segment import NewSample, OpenSegment, open_shard, small_files
 from .shards import FileEntry, ShardWriter
 
+GATHER_BYTES = 8 * 2**20
+"""Single samples wait for company until they have so many bytes: fewer and larger writes."""
 _COLUMN_DTYPES = {str: "string", bool: "bool", int: "int64", float: "float64"}
 
 
@@ -37,7 +39,12 @@ class Committer:
     """
 
     def __init__(
-        self, root: Path, definition: CaptureDefinition, log: RecordLog, pipeline: Pipeline
+        self,
+        root: Path,
+        definition: CaptureDefinition,
+        log: RecordLog,
+        pipeline: Pipeline,
+        gather_bytes: int,
     ) -> None:
         self._root = root
         self._staging = root / STAGING
@@ -53,6 +60,9 @@ class Committer:
         self._columns: dict[str, str] = {}
         self._last: dict[str, int] = {}
         self._uncommitted: list[OpenSegment] = []
+        self._gathered: list[Mapping[str, np.ndarray]] = []
+        self._gathered_bytes = 0
+        self._gather_bytes = gather_bytes
         for record in records:
             self._columns |= record.attrs.get("columns", {})
         if records:
@@ -67,7 +77,7 @@ class Committer:
             return 0
         return max(self.segments, default=-1) + 1
 
-    def settle_columns(self, sample: SampleRecord) -> None:
+    def settle_columns(self, sample: NewSample) -> None:
         """Settle the data type of a sample's columns before a thread needs them.
 
         Raises
@@ -88,24 +98,38 @@ class Committer:
         self._columns |= {name: _COLUMN_DTYPES[type(value)] for name, value in values.items()}
 
     def send(self, segment: OpenSegment, arrays: Mapping[str, np.ndarray]) -> None:
-        """Queue one sample's arrays; blocks while the pipeline is full."""
+        """Take the arrays of consecutive samples; blocks while the pipeline is full.
+
+        Small ones are gathered until they make a write worth its system call.
+        """
+        self._pipeline.check()
         if segment not in self._uncommitted:
             self._uncommitted.append(segment)
+        self._gathered.append(arrays)
+        self._gathered_bytes += sum(array.nbytes for array in arrays.values())
+        if self._gathered_bytes >= self._gather_bytes:
+            self._dispatch(segment)
+
+    def _dispatch(self, segment: OpenSegment) -> None:
+        """Queue the gathered samples, in order, one job a lane."""
+        gathered, self._gathered, self._gathered_bytes = self._gathered, [], 0
         lanes = self._pipeline.lanes
         for lane in range(lanes):
             mine = self._arrays[lane::lanes]
-            parts = [(site, layer, arrays[site.name][layer]) for site, layer in mine]
-            n_bytes = sum(part.nbytes for _, _, part in parts)
+            parts = [(*array, [a[array[0].name][array[1]] for a in gathered]) for array in mine]
+            n_bytes = sum(part.nbytes for *_, rows in parts for part in rows)
 
-            def job(parts: list[tuple[Site, int, np.ndarray]] = parts) -> None:
+            def job(parts: list[tuple[Site, int, list[np.ndarray]]] = parts) -> None:
                 with disk_errors("writing samples"):
-                    for site, layer, part in parts if not segment.dropped else []:
-                        self._shard(segment, site, layer).write(np.ascontiguousarray(part))
+                    for site, layer, rows in parts if not segment.dropped else []:
+                        shard = self._shard(segment, site, layer)
+                        shard.write(np.ascontiguousarray(part) for part in rows)
 
             self._pipeline.send(lane, job, n_bytes)
 
     def finish(self, segment: OpenSegment) -> None:
         """Queue the end of a segment: fsync of its shards, then the commit."""
+        self._dispatch(segment)
         lanes = self._pipeline.lanes
         columns = dict(self._columns)
         entries: list[FileEntry] = []
@@ -116,7 +140,10 @@ class Committer:
 
             def job(mine: list[tuple[Site, int]] = mine) -> None:
                 with disk_errors("committing a segment"):
-                    done = [self._shard(segment, *array).finish() for array in mine]
+                    shards = [self._shard(segment, *array) for array in mine]
+                    for shard in shards:
+                        shard.complete()
+                    done = [shard.sync() for shard in shards]
                     with gate:
                         entries.extend(done)
                         left[0] -= 1
@@ -132,6 +159,7 @@ class Committer:
             for shard in segment.shards.values():
                 shard.abort()
         self._uncommitted.clear()
+        self._gathered.clear()
 
     def _shard(self, segment: OpenSegment, site: Site, layer: int) -> ShardWriter:
         key = (f"{site.kind}.{site.name}", layer)
@@ -147,12 +175,14 @@ class Committer:
         renames = [(shard.staged, shard.final) for shard in segment.shards.values()]
         entries = sorted(shards, key=lambda entry: entry.path)
         self._make_columns(columns)
+        small: dict[Path, bytes] = {}
         for number, (path, content) in enumerate(small_files(self._definition, segment, columns)):
             stored = with_checksum(content)
             source = self._staging / f"small.{number}"
-            write_synced(source, stored)
+            small[source] = stored
             renames.append((source, path))
             entries.append(chunk_entry(path, stored))
+        write_all_synced(small)
         for source, path in renames:
             source.rename(self._root / path)
         for folder in sorted({(self._root / path).parent for _, path in renames}):

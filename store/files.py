@@ -11,8 +11,8 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import google_crc32c
@@ -38,11 +38,21 @@ def write_durable(path: Path, data: bytes, *, staging: Path) -> None:
 
 def write_synced(path: Path, data: bytes) -> None:
     """Write and fsync a file that nobody reads yet."""
-    with path.open("wb", buffering=0) as file:
-        view = memoryview(data)
-        while view:
-            view = view[file.write(view) :]
-        os.fsync(file.fileno())
+    write_all_synced({path: data})
+
+
+def write_all_synced(files: Mapping[Path, bytes]) -> None:
+    """Write files that nobody reads yet, then fsync them: one transaction for all, mostly."""
+    with ExitStack() as stack:
+        opened = []
+        for path, data in files.items():
+            file = stack.enter_context(path.open("wb", buffering=0))
+            view = memoryview(data)
+            while view:
+                view = view[file.write(view) :]
+            opened.append(file)
+        for file in opened:
+            os.fsync(file.fileno())
 
 
 def sync_directory(path: Path) -> None:

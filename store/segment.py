@@ -16,26 +16,26 @@ from .records import SampleEntry
 from .shards import ShardWriter, encode_strings
 
 
-@dataclass(slots=True)
-class SampleRecord:
-    """What the producer says of one sample besides its activations."""
+@dataclass(frozen=True, slots=True)
+class NewSample:
+    """What a producer says of one sample besides its activations."""
 
     id: str
-    """The sample's id."""
-    n_rows: Mapping[str, int]
+    """Unique in the capture."""
+    n_rows: Mapping[str, int] = field(default_factory=dict)
     """Rows per stream."""
-    label: str
+    label: str = ""
     """Canonical label, or an empty string."""
-    exposed: bool
+    exposed: bool = False
     """Whether the sample was in the training part of the capture's adapter or head."""
-    groups: Mapping[str, str]
-    """Speaker, session, …"""
-    columns: Mapping[str, str | int | float | bool]
-    """Further columns."""
-    outputs: Mapping[str, np.ndarray]
-    """Output values."""
-    positions: Mapping[str, np.ndarray]
-    """Position of every row, per stream."""
+    groups: Mapping[str, str] = field(default_factory=dict)
+    """Speaker, session and the like: what must not be split between training and test."""
+    columns: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    """Further facts, one value each."""
+    outputs: Mapping[str, Any] = field(default_factory=dict)
+    """One value per declared output."""
+    positions: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Per stream, the frame or token index of every row; 0, 1, 2, … where it is left out."""
 
 
 @dataclass(slots=True, eq=False)
@@ -44,7 +44,7 @@ class OpenSegment:
 
     index: int
     """Number of the segment."""
-    samples: list[SampleRecord] = field(default_factory=list)
+    samples: list[NewSample] = field(default_factory=list)
     """Samples in order."""
     used: dict[str, int] = field(default_factory=dict)
     """Rows used per stream."""
@@ -53,7 +53,7 @@ class OpenSegment:
     dropped: bool = False
     """Set when the segment will not be committed: queued arrays of it are skipped."""
 
-    def add(self, sample: SampleRecord) -> None:
+    def add(self, sample: NewSample) -> None:
         """Count a sample in."""
         self.samples.append(sample)
         for stream, rows in sample.n_rows.items():

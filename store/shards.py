@@ -1,15 +1,16 @@
 """Streamed shards: a Zarr v3 shard with its index at the end, written in one go with no buffer.
 
 The uncompressed inner chunks of a shard follow each other in the file, each with its CRC-32C. Rows
-go to the file as they come; the checksum of the open chunk is carried along, so a shard costs no
-memory whatever its size. The index (offset and length of every inner chunk, then a CRC-32C) is
-written at close; inner chunks that were never reached are marked missing and read as NaN.
+go to the file as they come, gathered from where they lie; the checksum of the open chunk is carried
+along, so a shard costs no memory however large it is. The index (offset and length of every inner
+chunk, then a CRC-32C) is written at the end; inner chunks that were never reached are marked
+missing and read as NaN.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,8 @@ from .files import crc32c
 
 _MISSING = np.uint64(2**64 - 1)
 CRC_BYTES = 4
-WRITE_BUFFER_BYTES = 2**16
+MAX_GATHERED = 512
+"""Pieces of one gathered write; systems allow 1024 (IOV_MAX)."""
 WRITEBACK_BYTES = 2**20
 """After so many bytes the disk is asked to begin, so that the last fsync finds little left."""
 
@@ -78,7 +80,7 @@ class ShardWriter:
         self._chunk_bytes = chunk_bytes
         self._n_chunks = n_chunks
         self._fill = fill
-        self._file = staged.open("xb", buffering=WRITE_BUFFER_BYTES)
+        self._file = staged.open("xb", buffering=0)
         self._in_chunk = 0
         self._chunk_crc = 0
         self._file_crc = 0
@@ -86,30 +88,39 @@ class ShardWriter:
         self._crcs: list[int] = []
         self._begun = 0
 
-    def write(self, data: np.ndarray) -> None:
-        """Append the bytes of a C-contiguous array."""
-        flat = data.reshape(-1).view(np.uint8)
-        while flat.size:
-            part = flat[: self._chunk_bytes - self._in_chunk]
-            self._emit(part)
-            self._chunk_crc = crc32c(part, self._chunk_crc)
-            self._in_chunk += part.size
-            flat = flat[part.size :]
-            if self._in_chunk == self._chunk_bytes:
-                self._end_chunk()
+    def write(self, arrays: Iterable[np.ndarray]) -> None:
+        """Append the bytes of C-contiguous arrays, with as few system calls as possible."""
+        pieces: list[np.ndarray] = []
+        for array in arrays:
+            flat = array.reshape(-1).view(np.uint8)
+            while flat.size:
+                part = flat[: self._chunk_bytes - self._in_chunk]
+                self._chunk_crc = crc32c(part, self._chunk_crc)
+                self._in_chunk += part.size
+                pieces.append(part)
+                flat = flat[part.size :]
+                if self._in_chunk == self._chunk_bytes:
+                    pieces.append(self._end_chunk())
+        self._emit(pieces)
 
-    def finish(self) -> FileEntry:
-        """Pad the open chunk, write the index, make the file durable and describe it."""
+    def complete(self) -> None:
+        """Write all that is left of the file, padding and index, without waiting for the disk.
+
+        Completing all shards of a segment before the first `sync` lets the file system allocate
+        them in one transaction; otherwise every fsync would commit one of its own.
+        """
         if self._in_chunk:
             missing = self._chunk_bytes - self._in_chunk
-            self.write(np.frombuffer(self._fill * (missing // len(self._fill)), np.uint8))
+            self.write([np.frombuffer(self._fill * (missing // len(self._fill)), np.uint8)])
         index = np.full((self._n_chunks, 2), _MISSING, "<u8")
         stride = self._chunk_bytes + CRC_BYTES
         index[: len(self._crcs), 0] = np.arange(len(self._crcs), dtype="<u8") * stride
         index[: len(self._crcs), 1] = stride
-        self._emit(index.reshape(-1).view(np.uint8))
-        self._emit(_crc_array(crc32c(index)))
-        self._file.flush()
+        self._emit([index.reshape(-1).view(np.uint8), _crc_array(crc32c(index))])
+        self._begin_writeback()
+
+    def sync(self) -> FileEntry:
+        """Make the completed file durable, close it and describe it."""
         os.fsync(self._file.fileno())
         self._file.close()
         return FileEntry(
@@ -122,16 +133,25 @@ class ShardWriter:
             self._file.close()
         self.staged.unlink(missing_ok=True)
 
-    def _end_chunk(self) -> None:
+    def _end_chunk(self) -> np.ndarray:
+        """Close the full chunk; return the checksum that follows it in the file."""
+        trailer = _crc_array(self._chunk_crc)
         self._crcs.append(self._chunk_crc)
-        self._emit(_crc_array(self._chunk_crc))
         self._in_chunk = 0
         self._chunk_crc = 0
+        return trailer
 
-    def _emit(self, data: np.ndarray) -> None:
-        self._file.write(data.data)
-        self._file_crc = crc32c(data, self._file_crc)
-        self._size += data.size
+    def _emit(self, pieces: Sequence[np.ndarray]) -> None:
+        for piece in pieces:
+            self._file_crc = crc32c(piece, self._file_crc)
+            self._size += piece.size
+        left = [piece.data for piece in pieces]
+        while left:
+            written = os.writev(self._file.fileno(), left[:MAX_GATHERED])
+            while left and written >= len(left[0]):
+                written -= len(left.pop(0))
+            if written:
+                left[0] = left[0][written:]
         if self._size - self._begun >= WRITEBACK_BYTES:
             self._begin_writeback()
 
@@ -142,7 +162,6 @@ class ShardWriter:
         the disk needs for a whole segment. Nothing is promised here: the fsync still is.
         """
         if hasattr(os, "posix_fadvise"):
-            self._file.flush()
             length = self._size - self._begun
             os.posix_fadvise(self._file.fileno(), self._begun, length, os.POSIX_FADV_DONTNEED)
             self._begun = self._size

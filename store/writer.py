@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,11 +16,12 @@ from .checks import (
     check_columns,
     check_outputs,
     check_positions,
+    check_row_counts,
     check_values,
     count_rows,
 )
 from .chunking import PlannedSegment
-from .committer import Committer
+from .committer import GATHER_BYTES, Committer
 from .definition import CaptureDefinition
 from .errors import SampleError
 from .files import disk_errors
@@ -28,7 +29,7 @@ from .layout import SampleRows
 from .parameters import Parameters, ParameterWriter
 from .pipeline import Pipeline
 from .records import RecordLog
-from .segment import OpenSegment, SampleRecord
+from .segment import NewSample, OpenSegment
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,9 @@ class Writer:
         self._definition = definition
         self._plan = run.plan
         self._stack = run.stack
-        self._pipeline = Pipeline(run.threads, run.buffer_bytes)
-        self._committer = Committer(root, definition, log, self._pipeline)
+        gather_bytes = min(GATHER_BYTES, run.buffer_bytes // 4)
+        self._pipeline = Pipeline(run.threads, run.buffer_bytes - gather_bytes)
+        self._committer = Committer(root, definition, log, self._pipeline, gather_bytes)
         self._sites = {site.name: site for site in definition.sites}
         self._outputs = {output.name: output for output in definition.outputs}
         self._open: OpenSegment | None = None
@@ -150,61 +152,147 @@ class Writer:
         StoreSpaceError, StoreWriteError
             If the disk refused an earlier write; committed samples are safe.
         """
-        if id in self._seen:
-            msg = (
-                f"sample {id!r} is in capture {self._definition.name!r} already: ids are unique; "
-                "skip those in writer.committed"
-            )
-            raise SampleError(msg)
-        arrays = check_values(id, self._sites, values)
-        n_rows = count_rows(id, self._definition, arrays)
-        check_columns(self._definition, columns or {}, groups or {})
-        sample = SampleRecord(
-            id=id,
-            n_rows=n_rows,
-            label=label,
-            exposed=bool(exposed),
-            groups=dict(groups or {}),
-            columns=dict(columns or {}),
-            outputs=check_outputs(id, self._outputs, outputs or {}),
-            positions=check_positions(id, n_rows, positions or {}),
+        subject = f"sample {id!r}"
+        arrays = check_values(subject, self._sites, values, n_samples=1)
+        sample = NewSample(
+            id,
+            count_rows(subject, self._definition.sites, arrays),
+            label,
+            exposed,
+            groups=groups or {},
+            columns=columns or {},
+            outputs=outputs or {},
+            positions=positions or {},
         )
-        segment = self._segment_for(sample)
-        self._committer.settle_columns(sample)
-        self._committer.send(segment, arrays)
-        segment.add(sample)
-        self._seen.add(id)
-        if self._plan and len(segment.samples) == len(self._plan[segment.index]):
-            self._close_segment()
+        self._append(subject, [sample], arrays)
 
-    def _segment_for(self, sample: SampleRecord) -> OpenSegment:
+    def append_batch(self, samples: Sequence[NewSample], values: Mapping[str, np.ndarray]) -> None:
+        """Append consecutive samples whose arrays lie together: the cheapest way to write.
+
+        Parameters
+        ----------
+        samples
+            The samples in order, each with its rows per stream.
+        values
+            One array per site: `[layer, row, feature]` for row sites, the rows of one sample after
+            those of the other; `[layer, sample, feature]` for pooled sites; without the first axis
+            where the site has no layers. They are cast to the site's storage type; do not change
+            them afterwards.
+
+        Raises
+        ------
+        SampleError
+            As `append`, for any of the samples; then none of them is taken.
+        StoreSpaceError, StoreWriteError
+            If the disk refused an earlier write; committed samples are safe.
+        """
+        if not samples:
+            return
+        subject = f"the batch of {len(samples)} samples from {samples[0].id!r}"
+        arrays = check_values(subject, self._sites, values, n_samples=len(samples))
+        self._append(subject, samples, arrays)
+
+    def _append(
+        self, subject: str, samples: Sequence[NewSample], arrays: Mapping[str, np.ndarray]
+    ) -> None:
+        """Check everything, then take all samples: an error leaves the writer as it was."""
+        check_row_counts(subject, self._definition, samples, arrays)
+        self._check_new(samples)
+        checked = [self._checked(sample) for sample in samples]
         if self._plan:
-            return self._planned_segment(sample)
-        shape = self._definition.shape
-        if self._open is not None and (
-            len(self._open.samples) >= shape.samples
-            or any(self._open.used.get(s, 0) + n > shape.rows for s, n in sample.n_rows.items())
-        ):
+            self._check_planned(checked)
+        for sample in checked:
+            self._committer.settle_columns(sample)
+        start = 0
+        for number, sample in enumerate(checked):
+            if self._open is not None and not self._has_room(self._open, sample):
+                self._send(checked, arrays, start, number)
+                self._close_segment()
+                start = number
+            if self._open is None:
+                planned = self._next_planned(self._next_segment)
+                self._open = OpenSegment(planned if self._plan else self._next_segment)
+            self._open.add(sample)
+            self._seen.add(sample.id)
+        self._send(checked, arrays, start, len(checked))
+        if self._open is not None and self._plan and not self._has_room(self._open):
             self._close_segment()
-        if self._open is None:
-            self._open = OpenSegment(self._next_segment)
-        return self._open
 
-    def _planned_segment(self, sample: SampleRecord) -> OpenSegment:
-        if self._open is None:
-            while self._next_segment in self._committer.segments:
-                self._next_segment += 1
-            self._open = OpenSegment(self._next_segment)
-        planned = self._plan[self._open.index] if self._open.index < len(self._plan) else []
-        expected = planned[len(self._open.samples)] if planned else None
-        if expected is None or expected.id != sample.id or dict(expected.rows) != sample.n_rows:
-            wanted = f"{expected.id!r} with rows {dict(expected.rows)}" if expected else "nothing"
-            msg = (
-                f"segment {self._open.index} of the plan expects {wanted} now, "
-                f"got {sample.id!r} with rows {sample.n_rows}"
-            )
-            raise SampleError(msg)
-        return self._open
+    def _has_room(self, segment: OpenSegment, sample: NewSample | None = None) -> bool:
+        """Whether a segment can take one more sample."""
+        if self._plan:
+            return len(segment.samples) < len(self._plan[segment.index])
+        shape, rows = self._definition.shape, sample.n_rows if sample else {}
+        return len(segment.samples) < shape.samples and all(
+            segment.used.get(stream, 0) + count <= shape.rows for stream, count in rows.items()
+        )
+
+    def _send(
+        self,
+        samples: Sequence[NewSample],
+        arrays: Mapping[str, np.ndarray],
+        start: int,
+        stop: int,
+    ) -> None:
+        """Hand the arrays of samples `start` to `stop` of a batch to the committer."""
+        if self._open is None or start == stop:
+            return
+        if (start, stop) != (0, len(samples)):
+            cut: dict[str | None, tuple[int, int]] = {None: (start, stop)}
+            for stream in self._definition.streams:
+                ends = np.cumsum([0, *(sample.n_rows.get(stream, 0) for sample in samples)])
+                cut[stream] = (int(ends[start]), int(ends[stop]))
+            spans = {n: cut[s.stream if s.kind == "row" else None] for n, s in self._sites.items()}
+            arrays = {name: array[:, slice(*spans[name])] for name, array in arrays.items()}
+        self._committer.send(self._open, arrays)
+
+    def _check_new(self, samples: Sequence[NewSample]) -> None:
+        seen: set[str] = set()
+        for sample in samples:
+            if sample.id in self._seen or sample.id in seen:
+                msg = (
+                    f"sample {sample.id!r} is in capture {self._definition.name!r} already: ids "
+                    "are unique; skip those in writer.committed"
+                )
+                raise SampleError(msg)
+            seen.add(sample.id)
+
+    def _checked(self, sample: NewSample) -> NewSample:
+        check_columns(self._definition, sample.columns, sample.groups)
+        return replace(
+            sample,
+            exposed=bool(sample.exposed),
+            outputs=check_outputs(sample.id, self._outputs, sample.outputs),
+            positions=check_positions(sample.id, sample.n_rows, sample.positions),
+        )
+
+    def _check_planned(self, samples: Sequence[NewSample]) -> None:
+        """Compare samples with the next ones of the plan, over as many segments as they span."""
+        at = self._open.index if self._open else self._next_planned(self._next_segment)
+        done = len(self._open.samples) if self._open else 0
+        for sample in samples:
+            if at < len(self._plan) and done == len(self._plan[at]):
+                at, done = self._next_planned(at + 1), 0
+            expected = self._plan[at][done] if at < len(self._plan) else None
+            if (
+                expected is None
+                or expected.id != sample.id
+                or dict(expected.rows) != dict(sample.n_rows)
+            ):
+                wanted = (
+                    f"{expected.id!r} with rows {dict(expected.rows)}" if expected else "nothing"
+                )
+                msg = (
+                    f"segment {at} of the plan expects {wanted} now, "
+                    f"got {sample.id!r} with rows {dict(sample.n_rows)}"
+                )
+                raise SampleError(msg)
+            done += 1
+
+    def _next_planned(self, segment: int) -> int:
+        while segment in self._committer.segments:
+            segment += 1
+        return segment
 
     def _close_segment(self) -> None:
         segment, self._open = self._open, None

@@ -11,6 +11,8 @@ import pytest
 from lorascope.capture.config_models import AdapterConfig, ModelConfig
 from lorascope.capture.lora import attach_adapter
 from lorascope.capture.models import LoadedModel, load_model
+from lorascope.capture.sites import POOLS
+from lorascope.store import NewSample
 
 CLASSES = 4
 RATE = 16_000
@@ -23,10 +25,22 @@ class MemoryWriter:
         self.samples: dict[str, dict[str, np.ndarray]] = {}
         self.details: dict[str, dict[str, Any]] = {}
 
-    def append(self, id: str, values: dict[str, np.ndarray], **details: Any) -> None:
-        assert id not in self.samples
-        self.samples[id] = values
-        self.details[id] = details
+    def append_batch(self, samples: list[NewSample], values: dict[str, np.ndarray]) -> None:
+        first = 0
+        for number, sample in enumerate(samples):
+            assert sample.id not in self.samples
+            rows = next(iter(sample.n_rows.values()), 0)
+            self.samples[sample.id] = {
+                name: self._part(name, array, number, slice(first, first + rows))
+                for name, array in values.items()
+            }
+            first += rows
+            fields = ("label", "exposed", "groups", "columns", "outputs", "positions")
+            self.details[sample.id] = {name: getattr(sample, name) for name in fields}
+
+    @staticmethod
+    def _part(name: str, array: np.ndarray, number: int, rows: slice) -> np.ndarray:
+        return array[..., number, :] if name.endswith(tuple(POOLS)) else array[..., rows, :]
 
 
 @pytest.fixture(scope="session")

@@ -249,7 +249,7 @@ def test_kept_frames_and_their_positions(make_model, make_waves, writer, frames,
 def test_frames_none_keeps_only_pools(make_model, make_waves, writer):
     record(make_model(), writer, make_waves(2), sites=["resid_post"], gradients=(), frames="none")
     assert set(writer.samples["0"]) == {"resid_post.mean_valid", "resid_post.mean_all_normed"}
-    assert writer.details["0"]["positions"] is None
+    assert not writer.details["0"]["positions"]
 
 
 def test_a_ragged_mask_picks_its_frames(make_model, make_waves, writer):

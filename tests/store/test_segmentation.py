@@ -67,8 +67,9 @@ def test_a_streamed_shard_is_what_zarr_reads(data, tmp_path_factory):
         fill=fill_bytes("float32"),
     )
     for start, stop in pairwise([0, *cuts, total]):
-        shard.write(rows[start:stop])
-    entry = shard.finish()
+        shard.write(np.array_split(rows[start:stop], 2))
+    shard.complete()
+    entry = shard.sync()
     (folder / "zarr.json").write_bytes(spec.metadata())
     read = np.asarray(zarr.open_array(folder, mode="r")[0])
     np.testing.assert_array_equal(read[:total], rows)
