@@ -11,7 +11,7 @@ import numpy as np
 from .creation import chunk_entry, make_array, with_checksum
 from .definition import CaptureDefinition
 from .errors import SampleError
-from .files import disk_errors, sync_directory, write_all_synced, write_durable
+from .files import disk_errors, rename, sync_directory, write_all_synced, write_durable
 from .layout import STAGING, ArraySpec, Site
 from .pipeline import Pipeline
 from .records import RecordLog
@@ -184,7 +184,7 @@ class Committer:
             entries.append(chunk_entry(path, stored))
         write_all_synced(small)
         for source, path in renames:
-            source.rename(self._root / path)
+            rename(source, self._root / path)
         for folder in sorted({(self._root / path).parent for _, path in renames}):
             sync_directory(folder)
         used = {"sample": len(segment.samples), **segment.used}

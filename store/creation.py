@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +13,17 @@ import numpy as np
 
 from .definition import CaptureDefinition
 from .errors import ConfigMismatchError, InvalidStoreError
-from .files import crc32c, read_file, sync_directory, write_durable, write_synced
+from .files import (
+    crc32c,
+    make_directories,
+    read_file,
+    remove,
+    remove_tree,
+    rename,
+    sync_directory,
+    write_all_synced,
+    write_durable,
+)
 from .layout import (
     COMMITS,
     FORMAT_NAME,
@@ -42,7 +51,7 @@ def prepare_folder(root: Path) -> None:
     if root.exists() and not root.is_dir():
         msg = f"{root} is a file: a store is a folder. Name another path."
         raise InvalidStoreError(msg)
-    root.mkdir(parents=True, exist_ok=True)
+    make_directories(root)
     foreign = sorted(p.name for p in root.iterdir() if p.name not in _OWN_ENTRIES)
     if foreign and not (root / "zarr.json").exists():
         msg = (
@@ -50,7 +59,7 @@ def prepare_folder(root: Path) -> None:
             "name an empty or a new folder."
         )
         raise InvalidStoreError(msg)
-    (root / STAGING).mkdir(parents=True, exist_ok=True)
+    make_directories(root / STAGING)
 
 
 def prepare_root(root: Path) -> None:
@@ -60,7 +69,7 @@ def prepare_root(root: Path) -> None:
     if (root / "zarr.json").exists():
         return
     captures = root / "captures"
-    captures.mkdir(exist_ok=True)
+    make_directories(captures)
     write_durable(captures / "zarr.json", group_metadata({}), staging=staging)
     attributes = {
         "format": FORMAT_NAME,
@@ -76,31 +85,35 @@ def clear_folder(folder: Path) -> None:
     """Remove everything below a folder of ours."""
     for entry in folder.iterdir():
         if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
+            remove_tree(entry)
         else:
-            entry.unlink()
+            remove(entry)
 
 
 def make_capture(root: Path, definition: CaptureDefinition, log: RecordLog) -> None:
     """Make a capture's groups and arrays, all or nothing, and commit its definition."""
     staged = root / STAGING / "capture"
+    contents: dict[Path, bytes] = {}
     for group in definition.groups():
         folder = staged / group.removeprefix(definition.root).lstrip("/")
-        folder.mkdir(parents=True, exist_ok=True)
         content = definition.metadata() if group == definition.root else group_metadata({})
-        write_synced(folder / "zarr.json", content)
+        contents[folder / "zarr.json"] = content
     for spec in definition.segmented_arrays({}):
-        _write_array(staged, definition, spec, spec.metadata(definition.planned_size(spec)))
+        folder = staged / spec.path.removeprefix(f"{definition.root}/")
+        contents[folder / "zarr.json"] = spec.metadata(definition.planned_size(spec))
     files = [file_entry(f"{definition.root}/zarr.json", definition.metadata())]
     for site in definition.sites:
         spec = definition.layer_spec(site)
-        folder = _write_array(staged, definition, spec, spec.metadata())
+        folder = staged / spec.path.removeprefix(f"{definition.root}/")
         labels = with_checksum(np.array(site.layer_labels, "<i8").tobytes())
-        write_synced(folder / "c.0", labels)
+        contents |= {folder / "zarr.json": spec.metadata(), folder / "c.0": labels}
         files.append(chunk_entry(spec.chunk_path(0), labels))
+    for path in contents:
+        make_directories(path.parent)
+    write_all_synced(contents)
     for folder in [staged, *(p for p in staged.rglob("*") if p.is_dir())]:
         sync_directory(folder)
-    staged.rename(root / definition.root)
+    rename(staged, root / definition.root)
     sync_directory(root / "captures")
     log.commit(
         "capture",
@@ -115,23 +128,15 @@ def make_array(
 ) -> None:
     """Make one array durable, all or nothing, with its only chunk where one is given."""
     staged = root / STAGING / f"array-{time.monotonic_ns()}"
-    staged.mkdir()
-    write_synced(staged / "zarr.json", spec.metadata(cut_size))
+    make_directories(staged)
+    contents = {staged / "zarr.json": spec.metadata(cut_size)}
     if chunk is not None:
-        write_synced(staged / Path(spec.chunk_path(*(0 for _ in spec.shape))).name, chunk)
+        contents[staged / Path(spec.chunk_path(*(0 for _ in spec.shape))).name] = chunk
+    write_all_synced(contents)
     sync_directory(staged)
     target = root / spec.path
-    staged.rename(target)
+    rename(staged, target)
     sync_directory(target.parent)
-
-
-def _write_array(
-    staged: Path, definition: CaptureDefinition, spec: ArraySpec, metadata: bytes
-) -> Path:
-    folder = staged / spec.path.removeprefix(f"{definition.root}/")
-    folder.mkdir(parents=True)
-    write_synced(folder / "zarr.json", metadata)
-    return folder
 
 
 def with_checksum(content: bytes) -> bytes:
@@ -161,15 +166,15 @@ def sweep(root: Path, log: RecordLog, captures: Iterable[str]) -> None:
     known = set(captures)
     for capture in [p for p in (root / "captures").iterdir() if p.is_dir()]:
         if capture.name not in known:
-            shutil.rmtree(capture)
+            remove_tree(capture)
             continue
         for path in [p for p in capture.rglob("c*") if p.is_file()]:
             relative = path.relative_to(root).as_posix()
             if relative not in named:
-                path.unlink()
+                remove(path)
         for folder in [p for p in (capture / "parameters").iterdir() if p.is_dir()]:
             if not any(path.name != "zarr.json" for path in folder.iterdir()):
-                shutil.rmtree(folder)
+                remove_tree(folder)
 
 
 def check_same_run(

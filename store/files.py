@@ -11,15 +11,21 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import batched
 from pathlib import Path
 
 import google_crc32c
 import numpy as np
 
+from .disk import disk
 from .errors import LockedStoreError, StoreError, StoreSpaceError, StoreWriteError
 
+MAX_GATHERED = 512
+"""Pieces of one gathered write; systems allow 1024 (IOV_MAX)."""
+FILES_AT_ONCE = 128
+"""Files that are open together; limits of 1024 are common."""
 _SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE}
 
 
@@ -28,40 +34,102 @@ def crc32c(data: bytes | np.ndarray, crc: int = 0) -> int:
     return google_crc32c.extend(crc, data)
 
 
+class NewFile:
+    """A file that is written once, in order, and that nobody reads yet.
+
+    Parameters
+    ----------
+    path
+        Where; nothing may be there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor: int | None = disk().create(path)
+
+    @property
+    def descriptor(self) -> int:
+        """The open descriptor."""
+        assert self._descriptor is not None, "the file is closed"
+        return self._descriptor
+
+    def write(self, pieces: Iterable[bytes | np.ndarray]) -> None:
+        """Append pieces with as few system calls as possible."""
+        left = [view for piece in pieces if (view := memoryview(piece))]
+        while left:
+            written = disk().write(self.descriptor, left[:MAX_GATHERED])
+            while left and written >= len(left[0]):
+                written -= len(left.pop(0))
+            if written:
+                left[0] = left[0][written:]
+
+    def sync(self) -> None:
+        """Make the content durable; a failure is final."""
+        disk().sync(self.descriptor)
+
+    def close(self) -> None:
+        """Close the file; closing twice does nothing."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            disk().close(descriptor)
+
+
 def write_durable(path: Path, data: bytes, *, staging: Path) -> None:
     """Write a small file atomically: staged, fsynced, renamed, directory fsynced."""
     staged = staging / f"file-{os.getpid()}-{time.monotonic_ns()}"
-    write_synced(staged, data)
-    staged.rename(path)
+    write_all_synced({staged: data})
+    rename(staged, path)
     sync_directory(path.parent)
 
 
-def write_synced(path: Path, data: bytes) -> None:
-    """Write and fsync a file that nobody reads yet."""
-    write_all_synced({path: data})
-
-
 def write_all_synced(files: Mapping[Path, bytes]) -> None:
-    """Write files that nobody reads yet, then fsync them: one transaction for all, mostly."""
-    with ExitStack() as stack:
-        opened = []
-        for path, data in files.items():
-            file = stack.enter_context(path.open("wb", buffering=0))
-            view = memoryview(data)
-            while view:
-                view = view[file.write(view) :]
-            opened.append(file)
-        for file in opened:
-            os.fsync(file.fileno())
+    """Write files that nobody reads yet, then fsync them: one transaction for many of them."""
+    for group in batched(files.items(), FILES_AT_ONCE):
+        with ExitStack() as stack:
+            opened = []
+            for path, data in group:
+                file = NewFile(path)
+                stack.callback(file.close)
+                file.write([data])
+                opened.append(file)
+            for file in opened:
+                file.sync()
 
 
 def sync_directory(path: Path) -> None:
     """Make the entries of a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    disk().sync_directory(path)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Give a file or directory another name, atomically; durable after `sync_directory`."""
+    disk().rename(source, target)
+
+
+def make_directories(path: Path) -> None:
+    """Make a directory and those above it, where they are not there yet."""
+    missing = []
+    while not path.exists():
+        missing.append(path)
+        path = path.parent
+    for folder in reversed(missing):
+        disk().make_directory(folder)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a link, if it is there."""
+    with suppress(FileNotFoundError):
+        disk().unlink(path)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory with all that is in it; links are removed, not followed."""
+    for entry in sorted(path.iterdir()):
+        if entry.is_dir() and not entry.is_symlink():
+            remove_tree(entry)
+        else:
+            remove(entry)
+    disk().remove_directory(path)
 
 
 def read_file(path: Path) -> bytes:

@@ -18,12 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from .errors import DamagedStoreError
-from .files import crc32c
+from .files import NewFile, crc32c, remove
 
 _MISSING = np.uint64(2**64 - 1)
 CRC_BYTES = 4
-MAX_GATHERED = 512
-"""Pieces of one gathered write; systems allow 1024 (IOV_MAX)."""
 WRITEBACK_BYTES = 2**20
 """After so many bytes the disk is asked to begin, so that the last fsync finds little left."""
 
@@ -80,7 +78,7 @@ class ShardWriter:
         self._chunk_bytes = chunk_bytes
         self._n_chunks = n_chunks
         self._fill = fill
-        self._file = staged.open("xb", buffering=0)
+        self._file = NewFile(staged)
         self._in_chunk = 0
         self._chunk_crc = 0
         self._file_crc = 0
@@ -121,7 +119,7 @@ class ShardWriter:
 
     def sync(self) -> FileEntry:
         """Make the completed file durable, close it and describe it."""
-        os.fsync(self._file.fileno())
+        self._file.sync()
         self._file.close()
         return FileEntry(
             self.final, self._size, self._file_crc, tuple(self._crcs), self._chunk_bytes
@@ -131,7 +129,7 @@ class ShardWriter:
         """Close and remove the staged file; the disk may refuse what is still buffered."""
         with suppress(OSError):
             self._file.close()
-        self.staged.unlink(missing_ok=True)
+        remove(self.staged)
 
     def _end_chunk(self) -> np.ndarray:
         """Close the full chunk; return the checksum that follows it in the file."""
@@ -145,13 +143,7 @@ class ShardWriter:
         for piece in pieces:
             self._file_crc = crc32c(piece, self._file_crc)
             self._size += piece.size
-        left = [piece.data for piece in pieces]
-        while left:
-            written = os.writev(self._file.fileno(), left[:MAX_GATHERED])
-            while left and written >= len(left[0]):
-                written -= len(left.pop(0))
-            if written:
-                left[0] = left[0][written:]
+        self._file.write(pieces)
         if self._size - self._begun >= WRITEBACK_BYTES:
             self._begin_writeback()
 
@@ -163,7 +155,7 @@ class ShardWriter:
         """
         if hasattr(os, "posix_fadvise"):
             length = self._size - self._begun
-            os.posix_fadvise(self._file.fileno(), self._begun, length, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(self._file.descriptor, self._begun, length, os.POSIX_FADV_DONTNEED)
             self._begun = self._size
 
 
