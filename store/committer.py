@@ -178,7 +178,7 @@ class Committer:
         small: dict[Path, bytes] = {}
         for number, (path, content) in enumerate(small_files(self._definition, segment, columns)):
             stored = with_checksum(content)
-            source = self._staging / f"small.{number}"
+            source = self._staging / f"{self._definition.name}.small.{segment.index}.{number}"
             small[source] = stored
             renames.append((source, path))
             entries.append(chunk_entry(path, stored))

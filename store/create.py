@@ -21,9 +21,10 @@ from .creation import (
     sweep,
 )
 from .definition import CaptureDefinition, plan_digest
-from .errors import InvalidStoreError, SampleError, StoreSpaceError
+from .errors import ConfigMismatchError, InvalidStoreError, SampleError, StoreSpaceError
 from .files import disk_errors, exclusive_lock
 from .layout import COMMITS, FORMAT_NAME, FORMAT_VERSION, Output, SampleRows, Site, check_name
+from .ranks import Rank, join_ranks
 from .records import RecordLog
 from .writer import Writer, WriterRun
 
@@ -44,6 +45,9 @@ def create_store(  # noqa: PLR0913 - everything after the sites is optional and 
     batch_size: int = 1,
     buffer_bytes: int = DEFAULT_BUFFER_BYTES,
     threads: int = 1,
+    rank: int = 0,
+    ranks: int = 1,
+    wait_seconds: float = 600.0,
 ) -> Writer:
     """Return a writer for one capture of the store at `path`.
 
@@ -75,6 +79,12 @@ def create_store(  # noqa: PLR0913 - everything after the sites is optional and 
         Bound on the bytes that wait for the disk; `append` blocks beyond it.
     threads
         Writer threads.
+    rank, ranks
+        The place of this process among several that write the capture together, each with the same
+        arguments: rank r writes the segments k with k mod ranks = r, rank 0 also the parameters.
+        They need a plan.
+    wait_seconds
+        How long a rank waits for a writer that is not one of them.
 
     Returns
     -------
@@ -88,7 +98,7 @@ def create_store(  # noqa: PLR0913 - everything after the sites is optional and 
     ConfigMismatchError
         If the capture is there with another configuration; names the field.
     LockedStoreError
-        If another process writes to the store.
+        If another process writes to the store, or has this rank.
     StoreSpaceError
         If the plan needs more bytes than the disk has free.
     """
@@ -118,27 +128,55 @@ def create_store(  # noqa: PLR0913 - everything after the sites is optional and 
         planned_sizes=tuple(map(len, segments)),
         planned_last=_last_used(segments),
     )
+    place = Rank(rank, ranks)
+    if place.of > 1 and plan is None:
+        msg = f"{ranks} ranks need a plan: without one, nobody knows whose segment comes next"
+        raise SampleError(msg)
+    explicit = [s for s, v in (("rows", segment_rows), ("samples", segment_samples)) if v]
     stack = ExitStack()
     with stack, disk_errors(f"opening {root} for writing"):
         prepare_folder(root)
-        stack.enter_context(exclusive_lock(root / COMMITS / "store.lock"))
-        prepare_root(root)
-        explicit = [s for s, v in (("rows", segment_rows), ("samples", segment_samples)) if v]
-        definition, log = _open_capture(root, definition, explicit)
+
+        prepared: list[tuple[CaptureDefinition, RecordLog]] = []
+
+        def prepare() -> None:
+            prepare_root(root)
+            prepared.append(_open_capture(root, definition, explicit, place))
+
+        if place.of > 1:
+            join_ranks(stack, root, place, prepare, wait_seconds=wait_seconds)
+        else:
+            stack.enter_context(exclusive_lock(root / COMMITS / "store.lock"))
+            prepare()
+        definition, log = prepared[0] if prepared else _join(root, definition, explicit, place)
         segments = _cut_as_stored(plan, definition) if plan is not None else []
         _raise_open_files(2 * sum(len(site.layer_labels) for site in sites) + 64)
-        run = WriterRun(segments, buffer_bytes, threads, stack.pop_all())
+        run = WriterRun(segments, buffer_bytes, threads, place, stack.pop_all())
         return Writer(root, definition, log, run)
 
 
+def _join(
+    root: Path, asked: CaptureDefinition, explicit: Sequence[str], rank: Rank
+) -> tuple[CaptureDefinition, RecordLog]:
+    """Return the capture that another rank has prepared."""
+    log = RecordLog(root, rank.writer)
+    known = [record.capture for record in log.records if record.kind == "capture"]
+    if asked.name not in known:
+        msg = f"the other ranks write another capture than {asked.name!r}: start all ranks alike"
+        raise ConfigMismatchError(msg)
+    stored = stored_definition(root, asked.name)
+    check_same_run(stored, asked, fixed_shape=explicit)
+    return stored, log
+
+
 def _open_capture(
-    root: Path, asked: CaptureDefinition, explicit: Sequence[str]
+    root: Path, asked: CaptureDefinition, explicit: Sequence[str], rank: Rank
 ) -> tuple[CaptureDefinition, RecordLog]:
     attributes = read_metadata(root / "zarr.json")["attributes"]
     if attributes.get("format") != FORMAT_NAME or attributes.get("version") != FORMAT_VERSION:
         msg = f"{root} is not a lorascope store of version {FORMAT_VERSION}: name another path"
         raise InvalidStoreError(msg)
-    log = RecordLog(root)
+    log = RecordLog(root, rank.writer)
     known = [record.capture for record in log.records if record.kind == "capture"]
     sweep(root, log, known)
     if asked.name in known:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -127,7 +129,7 @@ def make_array(
     root: Path, spec: ArraySpec, cut_size: int | None, chunk: bytes | None = None
 ) -> None:
     """Make one array durable, all or nothing, with its only chunk where one is given."""
-    staged = root / STAGING / f"array-{time.monotonic_ns()}"
+    staged = root / STAGING / f"array-{os.getpid()}-{time.monotonic_ns()}"
     make_directories(staged)
     contents = {staged / "zarr.json": spec.metadata(cut_size)}
     if chunk is not None:
@@ -135,7 +137,12 @@ def make_array(
     write_all_synced(contents)
     sync_directory(staged)
     target = root / spec.path
-    rename(staged, target)
+    try:
+        rename(staged, target)
+    except OSError as error:
+        if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+            raise
+        remove_tree(staged)  # another rank made the same array in the meantime
     sync_directory(target.parent)
 
 

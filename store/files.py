@@ -113,7 +113,8 @@ def make_directories(path: Path) -> None:
         missing.append(path)
         path = path.parent
     for folder in reversed(missing):
-        disk().make_directory(folder)
+        with suppress(FileExistsError):  # another process made it in the meantime
+            disk().make_directory(folder)
 
 
 def remove(path: Path) -> None:
@@ -157,31 +158,72 @@ def disk_errors(action: str) -> Iterator[None]:
         raise StoreWriteError(msg) from error
 
 
+class LockFile:
+    """A lock between processes, with words about its owner; a crash frees it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        self._descriptor = os.open(path, flags, 0o666)
+
+    def take(self, *, shared: bool) -> bool:
+        """Take the lock if it is free, alone or together with others; return whether it was."""
+        try:
+            fcntl.flock(
+                self._descriptor, fcntl.LOCK_NB | (fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+            )
+        except BlockingIOError:
+            return False
+        return True
+
+    def share(self) -> None:
+        """Hold the lock together with others from now on; waits while somebody has it alone."""
+        fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+
+    def sign(self, role: str) -> None:
+        """Write down who holds the lock: for people, and for who is refused."""
+        started = time.strftime("%Y-%m-%d %H:%M:%S")
+        self._write(f"process {os.getpid()} since {started}{role and f', {role}'}\n")
+
+    def clear(self) -> None:
+        """Take back the words of `sign`."""
+        with suppress(OSError):
+            self._write("")
+
+    @property
+    def owner(self) -> str:
+        """What the owner wrote down."""
+        words = os.pread(self._descriptor, 200, 0).decode(errors="replace").strip()
+        return words or "another process"
+
+    def close(self) -> None:
+        """Free the lock."""
+        os.close(self._descriptor)
+
+    def _write(self, words: str) -> None:
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, words.encode(), 0)
+
+
 @contextmanager
 def exclusive_lock(path: Path) -> Iterator[None]:
-    """Hold the store's writer lock; a crash frees it.
+    """Hold a lock alone; a crash frees it.
 
     Raises
     ------
     LockedStoreError
         If another process holds it; says which one and since when.
     """
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            owner = file.read(200).strip() or "another process"
-            msg = f"{path.parent.parent} is being written by {owner}: wait for it or stop it first."
-            raise LockedStoreError(msg) from error
-        file.seek(0)
-        file.truncate()
-        started = time.strftime("%Y-%m-%d %H:%M:%S")
-        file.write(f"process {os.getpid()} since {started}\n")
-        file.flush()
+    lock = LockFile(path)
+    try:
+        if not lock.take(shared=False):
+            store = path.parent.parent
+            msg = f"{store} is being written by {lock.owner}: wait for it or stop it first."
+            raise LockedStoreError(msg)
+        lock.sign("")
         try:
             yield
         finally:
-            with suppress(OSError):
-                file.seek(0)
-                file.truncate()
+            lock.clear()
+    finally:
+        lock.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,16 @@ class Run:
             outputs={"loss": float(number)},
         )
 
-    def write(self, path: Path, *, committed: Callable[[set[str]], None] | None = None) -> None:
+    def write(
+        self,
+        path: Path,
+        *,
+        committed: Callable[[set[str]], None] | None = None,
+        rank: int = 0,
+        ranks: int = 1,
+        pause: float = 0.0,
+        wait_seconds: float = 30.0,
+    ) -> None:
         """Write what is not there yet; `committed` hears of durable samples now and then."""
         plan = [SampleRows(f"s{n}", {"tokens": self.n_rows(n)}) for n in range(self.n_samples)]
         with create_store(
@@ -93,10 +103,16 @@ class Run:
             segment_samples=max(self.segment_samples, self.batch),
             segment_rows=64,
             threads=self.threads,
+            rank=rank,
+            ranks=ranks,
+            wait_seconds=wait_seconds,
         ) as writer:
             if self.parameters:
                 writer.write_parameters({"head.weight": np.arange(6.0).reshape(2, 3)})
-            missing = [n for n in range(self.n_samples) if f"s{n}" not in writer.committed]
+            ids = [f"s{n}" for n in range(self.n_samples)]
+            if self.planned:
+                ids = [i for s in writer.segments if not s.committed for i in s.samples]
+            missing = [int(name[1:]) for name in ids if name not in writer.committed]
             for start in range(0, len(missing), self.batch):
                 numbers = missing[start : start + self.batch]
                 rows = [self.values(n) for n in numbers]
@@ -109,6 +125,7 @@ class Run:
                 )
                 if committed is not None:
                     committed(writer.committed)
+                time.sleep(pause)
         if committed is not None:
             committed(writer.committed)
 
