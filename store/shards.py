@@ -126,10 +126,11 @@ class ShardWriter:
         )
 
     def abort(self) -> None:
-        """Close and remove the staged file; the disk may refuse what is still buffered."""
+        """Close and remove the staged file; where the disk refuses, the next writer sweeps it."""
         with suppress(OSError):
             self._file.close()
-        remove(self.staged)
+        with suppress(OSError):
+            remove(self.staged)
 
     def _end_chunk(self) -> np.ndarray:
         """Close the full chunk; return the checksum that follows it in the file."""
