@@ -151,8 +151,11 @@ def create_store(  # noqa: PLR0913 - everything after the sites is optional and 
         definition, log = prepared[0] if prepared else _join(root, definition, explicit, place)
         segments = _cut_as_stored(plan, definition) if plan is not None else []
         _raise_open_files(2 * sum(len(site.layer_labels) for site in sites) + 64)
-        run = WriterRun(segments, buffer_bytes, threads, place, stack.pop_all())
-        return Writer(root, definition, log, run)
+        run = WriterRun(segments, buffer_bytes, threads, place, ExitStack())
+        writer = Writer(root, definition, log, run)
+        # Only a writer that stands takes the lock over: one that fails to must not keep it.
+        run.stack.enter_context(stack.pop_all())
+        return writer
 
 
 def _join(

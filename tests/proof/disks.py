@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -172,3 +173,12 @@ class ShortDisk(FailingDisk):
                 first = pieces[0]
                 pieces = [first[: max(1, len(first) // 2)]]
             return super().write(descriptor, pieces)
+
+
+def open_files(below: Path) -> list[str]:
+    """Return the files below a folder that this process has open (none where /proc is not there)."""
+    found = []
+    for link in Path("/proc/self/fd").glob("*"):
+        with suppress(OSError):
+            found.append(str(link.readlink()))
+    return [path for path in found if path.startswith(f"{below}/")]

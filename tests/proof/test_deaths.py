@@ -13,7 +13,7 @@ import pytest
 from lorascope.store import StoreError, StoreSpaceError, open_store
 from lorascope.store.disk import use_disk
 
-from .disks import CountingDisk, DiedError, DyingDisk, FailingDisk, ShortDisk
+from .disks import CountingDisk, DiedError, DyingDisk, FailingDisk, ShortDisk, open_files
 from .small_run import Run
 
 RUNS = [Run(n_samples=4), Run(n_samples=3, planned=False, threads=2, parameters=False)]
@@ -121,6 +121,7 @@ def test_every_operation_fails_once(ram, fault, planned, note, amount):
             else:
                 # A short write fails only if something is left to write after it.
                 assert fault == "short write", f"operation {at} failed and nobody noticed"
+        assert not open_files(path), f"descriptors stay open after operation {at} failed"
         run.check(path, committed)
         run.write(path)
         store = run.check(path, {f"s{n}" for n in range(run.n_samples)})

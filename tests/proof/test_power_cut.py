@@ -23,6 +23,7 @@ import pytest
 
 from lorascope.store import StoreError, open_store
 
+from .disks import open_files
 from .small_run import Run
 
 EXT4_IOC_SHUTDOWN = 0x8004587D
@@ -53,14 +54,9 @@ class Device:
 
     def unplug(self) -> None:
         """Unmount it; a descriptor that the store left open would keep it busy."""
-        opened = [os.readlink(f"/proc/self/fd/{number}") for number in _descriptors()]
-        left = [path for path in opened if path.startswith(str(self.mount))]
+        left = open_files(self.mount)
         assert not left, f"the store left open: {left}"
         _run("umount", str(self.mount))
-
-
-def _descriptors() -> list[str]:
-    return [n for n in os.listdir("/proc/self/fd") if Path(f"/proc/self/fd/{n}").exists()]
 
 
 def _run(*command: str) -> None:
