@@ -56,6 +56,7 @@ class Capture:
         self.definition = definition
         self.segments = SegmentIndex(definition, log)
         self._reader = SegmentReader(root, definition)
+        self._sites = {(site.kind, site.name): site for site in definition.sites}
 
     @property
     def attrs(self) -> dict[str, Any]:
@@ -176,14 +177,15 @@ class Capture:
         holders = self.segments.holding(spec)
         if dtype == "string":
             return self._reader.strings(spec, window, holders)
-        return self._reader.plain(spec, window)
+        return self._reader.plain(spec, window, holders)
 
     def _site(self, kind: str, name: str) -> Site:
-        known = {s.name: s for s in self.definition.sites if s.kind == kind}
-        if name not in known:
+        site = self._sites.get((kind, name))
+        if site is None:
+            known = [s.name for s in self.definition.sites if s.kind == kind]
             what = "site" if kind == "row" else "pooled site"
             raise MissingSiteError(self._absent(what, name, known))
-        return known[name]
+        return site
 
     def _position(self, site: Site, layer: int | None) -> int:
         label = -1 if layer is None else layer

@@ -10,17 +10,25 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import batched
 from pathlib import Path
+from typing import TextIO
 
 import google_crc32c
 import numpy as np
 
 from .disk import disk
-from .errors import LockedStoreError, StoreError, StoreSpaceError, StoreWriteError
+from .errors import (
+    DamagedStoreError,
+    LockedStoreError,
+    StoreError,
+    StoreSpaceError,
+    StoreWriteError,
+)
 
 MAX_GATHERED = 512
 """Pieces of one gathered write; systems allow 1024 (IOV_MAX)."""
@@ -132,13 +140,6 @@ def remove_tree(path: Path) -> None:
     disk().remove_directory(path)
 
 
-def read_file(path: Path) -> bytes:
-    """Return the bytes of a regular file; symbolic links are refused."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    with os.fdopen(descriptor, "rb") as file:
-        return file.read()
-
-
 @contextmanager
 def disk_errors(action: str) -> Iterator[None]:
     """Turn an `OSError` of the disk into the store's own error that says what was being done."""
@@ -165,8 +166,10 @@ def exclusive_lock(path: Path) -> Iterator[None]:
     ------
     LockedStoreError
         If another process holds it; says which one and since when.
+    DamagedStoreError
+        If the lock is not a file of its own: what it is linked to would be overwritten.
     """
-    with path.open("a+") as file:
+    with _open_lock(path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -185,3 +188,20 @@ def exclusive_lock(path: Path) -> Iterator[None]:
             with suppress(OSError):
                 file.seek(0)
                 file.truncate()
+
+
+def _open_lock(path: Path) -> TextIO:
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise
+        msg = f"{path} is not a regular file: remove it if no capture runs"
+        raise DamagedStoreError(msg) from error
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+        os.close(descriptor)
+        msg = f"{path} is not a regular file of its own: remove it if no capture runs"
+        raise DamagedStoreError(msg)
+    return os.fdopen(descriptor, "r+", errors="replace")
