@@ -16,9 +16,10 @@ import numpy as np
 from .creation import chunk_entry, file_entry, with_checksum
 from .definition import CaptureDefinition
 from .errors import DamagedStoreError
-from .guard import BrokenRule, check_group, no_twins, parse_json, require
+from .guard import BrokenRule, no_twins, parse_json, require
 from .inside import read_inside
 from .layout import ArraySpec, numpy_dtype
+from .node_rules import check_group
 from .record_rules import check_parameter
 from .records import Record, RecordLog
 from .shards import CRC_BYTES, INDEX_ENTRY_BYTES, FileEntry

@@ -22,7 +22,7 @@ from .files import (
     write_all_synced,
     write_durable,
 )
-from .guard import BrokenRule, check_group, parse_json
+from .guard import BrokenRule, parse_json
 from .inside import check_tree, read_inside
 from .layout import (
     COMMITS,
@@ -33,6 +33,7 @@ from .layout import (
     group_metadata,
     numpy_dtype,
 )
+from .node_rules import check_group
 from .records import RecordLog
 from .shards import CRC_BYTES, FileEntry
 

@@ -17,16 +17,14 @@ import numpy as np
 from .errors import DamagedStoreError
 from .guard import (
     MAX_ARRAYS,
-    ArrayRules,
     BrokenRule,
-    check_array,
-    check_group,
     no_twins,
     parse_json,
     require,
 )
 from .inside import check_tree, opened, read_inside
 from .layout import NAME_PATTERN
+from .node_rules import ArrayRules, check_array, check_group
 from .shards import CRC_BYTES, decode_strings
 
 MAX_UNWRITTEN_BYTES = 64 * 2**20

@@ -14,9 +14,10 @@ from .creation import file_entry
 from .definition import CaptureDefinition
 from .errors import DamagedStoreError
 from .files import crc32c
-from .guard import BrokenRule, check_group, parse_json
+from .guard import BrokenRule, parse_json
 from .inside import opened, read_inside, tree_faults
 from .layout import ArraySpec, group_metadata
+from .node_rules import check_group
 from .reader import Store, open_store
 from .records import Record
 from .shards import CRC_BYTES, FileEntry, read_range
