@@ -1,0 +1,5 @@
+"""Attacks."""
+
+from .attack import Attacks
+
+ATTACKS = attack = Attacks()

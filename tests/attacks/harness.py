@@ -1,0 +1,249 @@
+"""The child that meets hostile stores: little memory and time, and no way out unnoticed.
+
+Run as `python -m attacks.harness GROUP FOLDER` with `tests` on the path; prints one JSON line a
+case. A violation raises inside the code under test and is reported even if that code swallows it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any, Never
+
+import dask
+import numpy as np
+
+from lorascope.store import (
+    StoreError,
+    create_store,
+    open_store,
+    read_results,
+    verify_store,
+)
+from lorascope.store.disk import Disk, use_disk
+
+from .forge import OUTPUTS, SITES, Forge, make_sound, sample
+
+GROUPS = ("tree", "records", "definitions", "data", "results")
+CASE_SECONDS = 10
+HEADROOM_BYTES = (128 + 64) * 2**20
+"""Address space beyond that of a warm process: a budget of 128 MiB, and 64."""
+_FORBIDDEN = ("subprocess.", "socket.", "os.exec", "os.fork", "os.posix_spawn", "os.system")
+_FORBIDDEN_TOO = ("ctypes.", "urllib.", "os.symlink", "os.link", "os.mkfifo")
+_PICKLED = {"numpy", "lorascope", "dask", "pandas", "xarray"}
+"""Dask copies its own tasks by pickling them; nothing from a store may be among them."""
+_CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod")
+_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+
+class Violation(BaseException):
+    """The code under test did what no store may make it do."""
+
+
+class Hang(BaseException):
+    """A case took too long."""
+
+
+class QuickDisk(Disk):
+    """Does not wait for the device: what is tested here is not durability."""
+
+    def sync(self, descriptor: int) -> None:
+        """Do nothing."""
+
+    def sync_directory(self, path: Path) -> None:
+        """Do nothing but open the folder."""
+        os.close(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW))
+
+
+class Guard:
+    """The audit hook; it cannot be removed, so it is armed for each case."""
+
+    def __init__(self) -> None:
+        self.folder = ""
+        self.armed = False
+        self.violations: list[str] = []
+        self.packages: set[str] = set()
+        sys.addaudithook(self._hook)
+
+    def arm(self, folder: Path) -> None:
+        """Watch: only below `folder` may anything be changed."""
+        self.folder = os.path.realpath(folder)
+        self.violations.clear()
+        self.armed = True
+
+    def _hook(self, event: str, args: tuple[Any, ...]) -> None:
+        if not self.armed:
+            return
+        bad = event.startswith(_FORBIDDEN) or event.startswith(_FORBIDDEN_TOO)
+        if event == "import":
+            bad = str(args[0]).partition(".")[0] not in self.packages
+        elif event == "pickle.find_class":
+            bad = str(args[0]).partition(".")[0] not in _PICKLED
+        elif event == "open":
+            path, mode, flags = args
+            writes = bool(isinstance(flags, int) and flags & _WRITES) or (
+                isinstance(mode, str) and any(letter in mode for letter in "wax+")
+            )
+            bad = writes and not isinstance(path, int) and not self._inside(path)
+        elif event in _CHANGES:
+            bad = not all(self._inside(path) for path in args if isinstance(path, str | bytes))
+        if bad:
+            self.violations.append(f"{event}{args[:2]!r}"[:300])
+            raise Violation(self.violations[-1])
+
+    def _inside(self, path: object) -> bool:
+        folder, name = os.path.split(os.fspath(path))  # type: ignore[arg-type]
+        real = os.path.join(os.path.realpath(folder), name)  # noqa: PTH118 - must not audit itself
+        return str(real).startswith(self.folder + os.sep)
+
+
+def read_all(path: Path) -> str:
+    """Read everything that a store holds, by every way that reading has."""
+    store = open_store(path)
+    len(store.samples)
+    for name in store.captures:
+        capture = store.capture(name)
+        for site in capture.sites.values():
+            for layer in site.layers or (None,):
+                capture.read_rows(site.name, layer)
+                capture.read_stored(site.name, layer, slice(1, 3))
+            store.dataset(capture=name, site=site.name).compute()
+        for site in capture.pooled.values():
+            for layer in site.layers or (None,):
+                capture.read_pooled(site.name, layer)
+        for output in capture.outputs:
+            capture.read_output(output)
+        for stream in capture.definition.streams:
+            capture.read_positions(stream)
+            capture.row_counts(stream)
+        assert capture.parameters.keys() is not None
+        for parameter in capture.parameters:
+            np.asarray(capture.parameters[parameter])
+        str((capture.attrs, capture.config, capture.groups, capture.parameter_attrs))
+        assert capture.complete in (True, False)
+    return store.content_digest()
+
+
+def write(path: Path) -> None:
+    """Continue a capture and add another one."""
+    for capture in ("live", "extra"):
+        options = {"segment_samples": 2, "segment_rows": 16}
+        with create_store(
+            path,
+            capture=capture,
+            sites=SITES,
+            outputs=OUTPUTS,
+            config={"seed": 0, "model": {"base": "tiny"}},
+            **options,  # type: ignore[arg-type]
+        ) as writer:
+            writer.append(**sample(7))
+            writer.write_parameters({"new": np.arange(3.0)})
+
+
+def tree_hash(folder: Path) -> str:
+    """Return a digest of names, kinds and bytes; links are not followed."""
+    parts = []
+    for path in sorted(folder.rglob("*")):
+        content = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
+        parts.append((str(path), path.lstat().st_mode, hashlib.sha256(content).hexdigest()))
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _attempt(outcomes: dict[str, str], stage: str, action: Any) -> None:  # noqa: ANN401
+    try:
+        result = action()
+    except StoreError as error:
+        outcomes[stage] = f"{type(error).__name__}: {error}"[:400]
+        return
+    except (Hang, Violation):
+        raise
+    except BaseException as error:  # noqa: BLE001 - any other exception is what is looked for
+        outcomes[stage] = f"BAD {type(error).__name__}: {error}"[:400]
+        return
+    if stage == "verify" and not result.ok:
+        outcomes[stage] = f"damage: {result.damages[0].message}"[:400]
+    else:
+        outcomes[stage] = "fine" + (f" {result}" if isinstance(result, str) else "")
+
+
+def run_case(attack: Any, sound: Path, folder: Path, guard: Guard) -> dict[str, Any]:  # noqa: ANN401
+    """Spoil a copy of the sound store and use it in every way."""
+    case = folder / "case"
+    shutil.rmtree(case, ignore_errors=True)
+    shutil.copytree(sound, case / "in")
+    outside = case / "outside"
+    outside.mkdir()
+    (outside / "secret.txt").write_text("secret")
+    (outside / "folder").mkdir()
+    attack.spoil(Forge(case / "in/s.zarr", case / "in/r.zarr", outside))
+    before = tree_hash(outside)
+    outcomes: dict[str, str] = {}
+    path = case / "in/s.zarr"
+    started = time.monotonic()
+    signal.setitimer(signal.ITIMER_REAL, CASE_SECONDS)
+    guard.arm(path)
+    try:
+        if attack.stage == "results":
+            _attempt(outcomes, "results", lambda: len(read_results(case / "in/r.zarr")))
+        else:
+            _attempt(outcomes, "open", lambda: open_store(path).uuid)
+            _attempt(outcomes, "read", lambda: read_all(path))
+            _attempt(outcomes, "verify", lambda: verify_store(path))
+            _attempt(outcomes, "write", lambda: write(path))
+    except (Hang, Violation) as error:
+        outcomes["died"] = f"BAD {type(error).__name__}: {error}"
+    finally:
+        guard.armed = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    if guard.violations:
+        outcomes["audit"] = f"BAD {guard.violations[0]}"
+    if tree_hash(outside) != before:
+        outcomes["outside"] = "BAD something outside the store was changed"
+    return {"name": attack.name, "seconds": time.monotonic() - started, **outcomes}
+
+
+def _alarm(_number: int, _frame: object) -> Never:
+    raise Hang(f"more than {CASE_SECONDS} s")  # noqa: EM102
+
+
+def main(group: str, folder: Path) -> None:
+    """Run all attacks of a group."""
+    attacks = importlib.import_module(f"attacks.cases_{group}").ATTACKS
+    sound = folder / "sound"
+    sound.mkdir()
+    signal.signal(signal.SIGALRM, _alarm)
+    guard = Guard()
+    with use_disk(QuickDisk()), dask.config.set(scheduler="synchronous"):
+        make_sound(sound)
+        warm = folder / "warm"
+        shutil.copytree(sound, warm)
+        digest = read_all(warm / "s.zarr")
+        assert verify_store(warm / "s.zarr").ok
+        write(warm / "s.zarr")
+        read_results(warm / "r.zarr")
+        guard.packages = {name.partition(".")[0] for name in sys.modules}
+        _limit()
+        print(json.dumps({"sound": digest}), flush=True)
+        for attack in attacks:
+            print(json.dumps({"begin": attack.name}), flush=True)
+            print(json.dumps(run_case(attack, sound, folder, guard)), flush=True)
+
+
+def _limit() -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * os.sysconf("SC_PAGE_SIZE") + HEADROOM_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    resource.setrlimit(resource.RLIMIT_CPU, (60, 65))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**28, 2**28))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
