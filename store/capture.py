@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .definition import CaptureDefinition
-from .errors import MissingSiteError
+from .errors import DamagedStoreError, MissingSiteError
 from .layout import Output, Site
 from .parameters import Parameters
 from .records import RecordLog
@@ -111,6 +111,10 @@ class Capture:
 
         columns = self.definition.fixed_columns() | self.segments.columns
         data = {name: self._column(name, dtype) for name, dtype in columns.items()}
+        for name, committed in self.segments.derived_columns().items():
+            if list(data[name]) != committed:
+                msg = f"column {name!r} of capture {self.name!r} is not what was committed"
+                raise DamagedStoreError(msg)
         return pd.DataFrame(data)
 
     def __len__(self) -> int:

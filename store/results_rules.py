@@ -86,7 +86,7 @@ class _Budget:
 def _check_folder(root: Path, folder: str, budget: _Budget) -> None:
     below = f"{folder}/" if folder else ""
     node = _node(root, f"{below}zarr.json")
-    if isinstance(node, dict) and node.get("node_type") == "array":
+    if folder and isinstance(node, dict) and node.get("node_type") == "array":
         try:
             rules = check_array(node)
         except BrokenRule as error:

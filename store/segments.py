@@ -65,6 +65,18 @@ class SegmentIndex:
         counts = [s.rows[stream][1] for record in self.records for s in record.samples]
         return np.array(counts, np.int64)
 
+    def derived_columns(self) -> dict[str, list[str] | list[int]]:
+        """Return those columns of `samples` that the records say as well."""
+        samples = [(r.segment or 0, s) for r in self.records for s in r.samples]
+        columns: dict[str, list[str] | list[int]] = {
+            "id": [sample.id for _, sample in samples],
+            "segment": [segment for segment, _ in samples],
+        }
+        for stream in self._definition.streams:
+            columns[f"start_row.{stream}"] = [s.rows[stream][0] for _, s in samples]
+            columns[f"n_rows.{stream}"] = [s.rows[stream][1] for _, s in samples]
+        return columns
+
     def window(self, samples: slice, stream: str | None = None) -> Window:
         """Return the pieces that hold consecutive samples, in order.
 

@@ -264,7 +264,7 @@ def decode_strings(data: bytes, *, slots: int, used: int) -> list[str]:
     except UnicodeDecodeError as error:
         msg = "a chunk of strings is not UTF-8"
         raise DamagedStoreError(msg) from error
-    if data[at:] != bytes(4 * (slots - used)):
+    if at + 4 * (slots - used) != len(data) or data[at:].strip(b"\0"):
         msg = "a chunk of strings has a wrong length"
         raise DamagedStoreError(msg)
     return values

@@ -41,8 +41,6 @@ class Attacks(list[Attack]):
 
         return add
 
-    def table(
-        self, stage: Stage, rule: str, rows: dict[str, Callable[[Forge], object]]
-    ) -> None:
+    def table(self, stage: Stage, rule: str, rows: dict[str, Callable[[Forge], object]]) -> None:
         """Add attacks that are one expression each."""
         self.extend(Attack(name, stage, rule, spoil) for name, spoil in rows.items())

@@ -157,7 +157,7 @@ def tree_hash(folder: Path) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def _attempt(outcomes: dict[str, str], stage: str, action: Any) -> None:  # noqa: ANN401
+def _attempt(outcomes: dict[str, str], stage: str, action: Any) -> None:
     try:
         result = action()
     except StoreError as error:
@@ -165,7 +165,7 @@ def _attempt(outcomes: dict[str, str], stage: str, action: Any) -> None:  # noqa
         return
     except (Hang, Violation):
         raise
-    except BaseException as error:  # noqa: BLE001 - any other exception is what is looked for
+    except BaseException as error:
         outcomes[stage] = f"BAD {type(error).__name__}: {error}"[:400]
         return
     if stage == "verify" and not result.ok:
@@ -174,12 +174,12 @@ def _attempt(outcomes: dict[str, str], stage: str, action: Any) -> None:  # noqa
         outcomes[stage] = "fine" + (f" {result}" if isinstance(result, str) else "")
 
 
-def run_case(attack: Any, sound: Path, folder: Path, guard: Guard) -> dict[str, Any]:  # noqa: ANN401
+def run_case(attack: Any, sound: Path, folder: Path, guard: Guard) -> dict[str, Any]:
     """Spoil a copy of the sound store and use it in every way."""
     case = folder / "case"
-    shutil.rmtree(case, ignore_errors=True)
-    shutil.copytree(sound, case / "in")
+    restore(sound, case / "in")
     outside = case / "outside"
+    shutil.rmtree(outside, ignore_errors=True)
     outside.mkdir()
     (outside / "secret.txt").write_text("secret")
     (outside / "folder").mkdir()
@@ -189,6 +189,7 @@ def run_case(attack: Any, sound: Path, folder: Path, guard: Guard) -> dict[str, 
     path = case / "in/s.zarr"
     started = time.monotonic()
     signal.setitimer(signal.ITIMER_REAL, CASE_SECONDS)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**28, resource.RLIM_INFINITY))
     guard.arm(path)
     try:
         if attack.stage == "results":
@@ -203,6 +204,7 @@ def run_case(attack: Any, sound: Path, folder: Path, guard: Guard) -> dict[str, 
     finally:
         guard.armed = False
         signal.setitimer(signal.ITIMER_REAL, 0)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
     if guard.violations:
         outcomes["audit"] = f"BAD {guard.violations[0]}"
     if tree_hash(outside) != before:
@@ -210,8 +212,51 @@ def run_case(attack: Any, sound: Path, folder: Path, guard: Guard) -> dict[str, 
     return {"name": attack.name, "seconds": time.monotonic() - started, **outcomes}
 
 
+_restored: dict[str, tuple[int, ...]] = {}
+
+
+def restore(sound: Path, copy: Path) -> None:
+    """Make `copy` what `sound` is; only what changed since the last time is copied."""
+    copy.mkdir(parents=True, exist_ok=True)
+    there = scan(copy)
+    for path in sorted(there.keys() - _restored.keys() | _differing(there), reverse=True):
+        target = copy / path
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target)
+        elif os.path.lexists(target):
+            target.unlink()
+    for path in sorted(scan(sound)):
+        if not os.path.lexists(copy / path):
+            if (sound / path).is_dir():
+                (copy / path).mkdir()
+            else:
+                shutil.copy2(sound / path, copy / path)
+    _restored.clear()
+    _restored.update(scan(copy))
+
+
+def _differing(there: dict[str, tuple[int, ...]]) -> set[str]:
+    return {path for path, facts in there.items() if _restored.get(path) != facts}
+
+
+def scan(root: Path, below: str = "") -> dict[str, tuple[int, ...]]:
+    """Return what tells whether an entry was replaced or changed; of folders, only the kind."""
+    found: dict[str, tuple[int, ...]] = {}
+    with os.scandir(root / below) as entries:
+        for entry in entries:
+            path = f"{below}{entry.name}"
+            status = entry.stat(follow_symlinks=False)
+            if entry.is_dir(follow_symlinks=False):
+                found[path] = (status.st_mode,)
+                found |= scan(root, f"{path}/")
+            else:
+                found[path] = (status.st_mode, status.st_ino, status.st_mtime_ns, status.st_size)
+    return found
+
+
 def _alarm(_number: int, _frame: object) -> Never:
-    raise Hang(f"more than {CASE_SECONDS} s")  # noqa: EM102
+    msg = f"more than {CASE_SECONDS} s"
+    raise Hang(msg)
 
 
 def main(group: str, folder: Path) -> None:
@@ -231,10 +276,15 @@ def main(group: str, folder: Path) -> None:
         read_results(warm / "r.zarr")
         guard.packages = {name.partition(".")[0] for name in sys.modules}
         _limit()
-        print(json.dumps({"sound": digest}), flush=True)
+        _say({"sound": digest})
         for attack in attacks:
-            print(json.dumps({"begin": attack.name}), flush=True)
-            print(json.dumps(run_case(attack, sound, folder, guard)), flush=True)
+            _say({"begin": attack.name})
+            _say(run_case(attack, sound, folder, guard))
+
+
+def _say(line: object) -> None:
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()
 
 
 def _limit() -> None:
@@ -242,7 +292,6 @@ def _limit() -> None:
     most = pages * os.sysconf("SC_PAGE_SIZE") + HEADROOM_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     resource.setrlimit(resource.RLIMIT_CPU, (60, 65))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**28, 2**28))
 
 
 if __name__ == "__main__":
