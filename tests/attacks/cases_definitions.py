@@ -265,6 +265,17 @@ def codecs(names: list[str]) -> Callable[[dict[str, Any]], None]:
     return lambda body: body.update(codecs=[{"name": name} for name in names])
 
 
+attack.table(
+    "ignored",
+    "what is within the limits takes little memory",
+    {
+        "half_a_million_lists": put("attrs", value={"x": [[]] * 500_000}),
+        "fifteen_mib_of_text": put("attrs", value={"x": "x" * 15 * 2**20}),
+        "depth_50": put("attrs", value=json.loads('{"a":' * 50 + "1" + "}" * 50)),
+    },
+)
+
+
 @attack("ignored", "control: a definition that is spelled otherwise is the same")
 def definition_spelled_otherwise(forge: Forge) -> None:
     forge.definition(lambda _: None)

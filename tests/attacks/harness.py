@@ -13,8 +13,11 @@ import os
 import resource
 import shutil
 import signal
+import stat
 import sys
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, Never
 
@@ -72,6 +75,10 @@ class Guard:
         self.violations: list[str] = []
         self.packages: set[str] = set()
         sys.addaudithook(self._hook)
+
+    def learn(self) -> None:
+        """Let nothing be imported from packages that are not loaded by now."""
+        self.packages = {name.partition(".")[0] for name in sys.modules}
 
     def arm(self, folder: Path) -> None:
         """Watch: only below `folder` may anything be changed."""
@@ -157,7 +164,7 @@ def tree_hash(folder: Path) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def _attempt(outcomes: dict[str, str], stage: str, action: Any) -> None:
+def attempt(outcomes: dict[str, str], stage: str, action: Any) -> None:
     try:
         result = action()
     except StoreError as error:
@@ -185,73 +192,93 @@ def run_case(attack: Any, sound: Path, folder: Path, guard: Guard) -> dict[str, 
     (outside / "folder").mkdir()
     attack.spoil(Forge(case / "in/s.zarr", case / "in/r.zarr", outside))
     before = tree_hash(outside)
-    outcomes: dict[str, str] = {}
     path = case / "in/s.zarr"
     started = time.monotonic()
-    signal.setitimer(signal.ITIMER_REAL, CASE_SECONDS)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**28, resource.RLIM_INFINITY))
-    guard.arm(path)
-    try:
+
+    def use() -> dict[str, str]:
+        outcomes: dict[str, str] = {}
         if attack.stage == "results":
-            _attempt(outcomes, "results", lambda: len(read_results(case / "in/r.zarr")))
-        else:
-            _attempt(outcomes, "open", lambda: open_store(path).uuid)
-            _attempt(outcomes, "read", lambda: read_all(path))
-            _attempt(outcomes, "verify", lambda: verify_store(path))
-            _attempt(outcomes, "write", lambda: write(path))
+            attempt(outcomes, "results", lambda: len(read_results(case / "in/r.zarr")))
+            return outcomes
+        attempt(outcomes, "open", lambda: open_store(path).uuid)
+        attempt(outcomes, "read", lambda: read_all(path))
+        attempt(outcomes, "verify", lambda: verify_store(path))
+        attempt(outcomes, "write", lambda: write(path))
+        return outcomes
+
+    outcomes = watched(guard, path, use)
+    if tree_hash(outside) != before:
+        outcomes["outside"] = "BAD something outside the store was changed"
+    return {"name": attack.name, "seconds": time.monotonic() - started, **outcomes}
+
+
+def watched(guard: Guard, folder: Path, use: Callable[[], dict[str, str]]) -> dict[str, str]:
+    """Return the outcomes of `use`, which may take ten seconds and change `folder` only."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**28, resource.RLIM_INFINITY))
+    signal.signal(signal.SIGALRM, _alarm)
+    signal.setitimer(signal.ITIMER_REAL, CASE_SECONDS)
+    guard.arm(folder)
+    try:
+        outcomes = use()
     except (Hang, Violation) as error:
-        outcomes["died"] = f"BAD {type(error).__name__}: {error}"
+        outcomes = {"died": f"BAD {type(error).__name__}: {error}"}
     finally:
         guard.armed = False
         signal.setitimer(signal.ITIMER_REAL, 0)
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
     if guard.violations:
         outcomes["audit"] = f"BAD {guard.violations[0]}"
-    if tree_hash(outside) != before:
-        outcomes["outside"] = "BAD something outside the store was changed"
-    return {"name": attack.name, "seconds": time.monotonic() - started, **outcomes}
+    return outcomes
 
 
-_restored: dict[str, tuple[int, ...]] = {}
+type Facts = tuple[int, ...]
+_restored: dict[str, Facts] = {}
 
 
 def restore(sound: Path, copy: Path) -> None:
     """Make `copy` what `sound` is; only what changed since the last time is copied."""
     copy.mkdir(parents=True, exist_ok=True)
-    there = scan(copy)
-    for path in sorted(there.keys() - _restored.keys() | _differing(there), reverse=True):
+    there = scan(str(copy))
+    left = {path for path, facts in there.items() if _restored.get(path) == facts}
+    for path in sorted(there.keys() - left, reverse=True):
         target = copy / path
         if target.is_dir() and not target.is_symlink():
             shutil.rmtree(target)
+            left = {kept for kept in left if not kept.startswith(f"{path}/")}
         elif os.path.lexists(target):
             target.unlink()
-    for path in sorted(scan(sound)):
-        if not os.path.lexists(copy / path):
+    _restored.clear()
+    _restored.update((path, there[path]) for path in left)
+    for path in _entries(sound):
+        if path not in left:
             if (sound / path).is_dir():
                 (copy / path).mkdir()
             else:
                 shutil.copy2(sound / path, copy / path)
-    _restored.clear()
-    _restored.update(scan(copy))
+            _restored[path] = _facts((copy / path).lstat())
 
 
-def _differing(there: dict[str, tuple[int, ...]]) -> set[str]:
-    return {path for path, facts in there.items() if _restored.get(path) != facts}
+@cache
+def _entries(sound: Path) -> list[str]:
+    return sorted(scan(str(sound)))
 
 
-def scan(root: Path, below: str = "") -> dict[str, tuple[int, ...]]:
+def scan(root: str, below: str = "") -> dict[str, Facts]:
     """Return what tells whether an entry was replaced or changed; of folders, only the kind."""
-    found: dict[str, tuple[int, ...]] = {}
-    with os.scandir(root / below) as entries:
+    found: dict[str, Facts] = {}
+    with os.scandir(f"{root}/{below}") as entries:
         for entry in entries:
             path = f"{below}{entry.name}"
-            status = entry.stat(follow_symlinks=False)
+            found[path] = _facts(entry.stat(follow_symlinks=False))
             if entry.is_dir(follow_symlinks=False):
-                found[path] = (status.st_mode,)
                 found |= scan(root, f"{path}/")
-            else:
-                found[path] = (status.st_mode, status.st_ino, status.st_mtime_ns, status.st_size)
     return found
+
+
+def _facts(status: os.stat_result) -> Facts:
+    if stat.S_ISDIR(status.st_mode):
+        return (status.st_mode,)
+    return (status.st_mode, status.st_ino, status.st_mtime_ns, status.st_size)
 
 
 def _alarm(_number: int, _frame: object) -> Never:
@@ -264,7 +291,6 @@ def main(group: str, folder: Path) -> None:
     attacks = importlib.import_module(f"attacks.cases_{group}").ATTACKS
     sound = folder / "sound"
     sound.mkdir()
-    signal.signal(signal.SIGALRM, _alarm)
     guard = Guard()
     with use_disk(QuickDisk()), dask.config.set(scheduler="synchronous"):
         make_sound(sound)
@@ -274,24 +300,26 @@ def main(group: str, folder: Path) -> None:
         assert verify_store(warm / "s.zarr").ok
         write(warm / "s.zarr")
         read_results(warm / "r.zarr")
-        guard.packages = {name.partition(".")[0] for name in sys.modules}
-        _limit()
-        _say({"sound": digest})
+        guard.learn()
+        limit()
+        say({"sound": digest})
         for attack in attacks:
-            _say({"begin": attack.name})
-            _say(run_case(attack, sound, folder, guard))
+            say({"begin": attack.name})
+            say(run_case(attack, sound, folder, guard))
 
 
-def _say(line: object) -> None:
+def say(line: object) -> None:
+    """Print one JSON line."""
     sys.stdout.write(json.dumps(line) + "\n")
     sys.stdout.flush()
 
 
-def _limit() -> None:
+def limit(cpu_seconds: int = 60) -> None:
+    """Leave this warm process little more memory, and some time."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * os.sysconf("SC_PAGE_SIZE") + HEADROOM_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    resource.setrlimit(resource.RLIMIT_CPU, (60, 65))
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 5))
 
 
 if __name__ == "__main__":
