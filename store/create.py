@@ -11,19 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from .chunking import plan_segments, unplanned_shape
+from .consistency import load_definitions
 from .creation import (
     check_same_run,
     make_capture,
     prepare_folder,
     prepare_root,
-    read_metadata,
-    stored_definition,
+    root_attributes,
     sweep,
 )
 from .definition import CaptureDefinition, plan_digest
-from .errors import ConfigMismatchError, InvalidStoreError, SampleError, StoreSpaceError
+from .definition_rules import check_limits
+from .errors import ConfigMismatchError, SampleError, StoreSpaceError
 from .files import disk_errors, exclusive_lock
-from .layout import COMMITS, FORMAT_NAME, FORMAT_VERSION, Output, SampleRows, Site, check_name
+from .guard import BrokenRule, parse_json
+from .layout import COMMITS, Output, SampleRows, Site, check_name
 from .ranks import Rank, join_ranks
 from .records import RecordLog
 from .writer import Writer, WriterRun
@@ -133,6 +135,7 @@ def create_store(  # noqa: PLR0913 - everything after the sites is optional and 
         msg = f"{ranks} ranks need a plan: without one, nobody knows whose segment comes next"
         raise SampleError(msg)
     explicit = [s for s, v in (("rows", segment_rows), ("samples", segment_samples)) if v]
+    _check_definition(definition)
     stack = ExitStack()
     with stack, disk_errors(f"opening {root} for writing"):
         prepare_folder(root)
@@ -163,27 +166,23 @@ def _join(
 ) -> tuple[CaptureDefinition, RecordLog]:
     """Return the capture that another rank has prepared."""
     log = RecordLog(root, rank.writer)
-    known = [record.capture for record in log.records if record.kind == "capture"]
+    known = load_definitions(root, log)
     if asked.name not in known:
         msg = f"the other ranks write another capture than {asked.name!r}: start all ranks alike"
         raise ConfigMismatchError(msg)
-    stored = stored_definition(root, asked.name)
-    check_same_run(stored, asked, fixed_shape=explicit)
-    return stored, log
+    check_same_run(known[asked.name], asked, fixed_shape=explicit)
+    return known[asked.name], log
 
 
 def _open_capture(
     root: Path, asked: CaptureDefinition, explicit: Sequence[str], rank: Rank
 ) -> tuple[CaptureDefinition, RecordLog]:
-    attributes = read_metadata(root / "zarr.json")["attributes"]
-    if attributes.get("format") != FORMAT_NAME or attributes.get("version") != FORMAT_VERSION:
-        msg = f"{root} is not a lorascope store of version {FORMAT_VERSION}: name another path"
-        raise InvalidStoreError(msg)
+    root_attributes(root)
     log = RecordLog(root, rank.writer)
-    known = [record.capture for record in log.records if record.kind == "capture"]
+    known = load_definitions(root, log)
     sweep(root, log, known)
     if asked.name in known:
-        stored = stored_definition(root, asked.name)
+        stored = known[asked.name]
         check_same_run(stored, asked, fixed_shape=explicit)
         return stored, log
     twins = [name for name in known if name.casefold() == asked.name.casefold()]
@@ -217,6 +216,16 @@ def _check_sites(sites: Sequence[Site]) -> None:
     if not sites or doubled:
         msg = f"sites named twice: {', '.join(doubled)}" if doubled else "no sites to record"
         raise SampleError(msg)
+
+
+def _check_definition(definition: CaptureDefinition) -> None:
+    """Refuse to write what no reader would accept."""
+    try:
+        check_limits(definition)
+        parse_json(definition.metadata())
+    except BrokenRule as error:
+        msg = f"capture {definition.name!r} is beyond the limits of a store: {error}"
+        raise SampleError(msg) from error
 
 
 def _check_plan(plan: Sequence[SampleRows]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import time
 import uuid
@@ -18,7 +17,6 @@ from .errors import ConfigMismatchError, InvalidStoreError
 from .files import (
     crc32c,
     make_directories,
-    read_file,
     remove,
     remove_tree,
     rename,
@@ -26,6 +24,8 @@ from .files import (
     write_all_synced,
     write_durable,
 )
+from .guard import BrokenRule, parse_json
+from .inside import check_tree, read_inside
 from .layout import (
     COMMITS,
     FORMAT_NAME,
@@ -35,6 +35,7 @@ from .layout import (
     group_metadata,
     numpy_dtype,
 )
+from .node_rules import check_group
 from .records import RecordLog
 from .shards import CRC_BYTES, FileEntry
 
@@ -49,6 +50,8 @@ def prepare_folder(root: Path) -> None:
     ------
     InvalidStoreError
         If the path is a file, or a folder that holds something else.
+    DamagedStoreError
+        If anything in the folder is a link, a device or a pipe.
     """
     if root.exists() and not root.is_dir():
         msg = f"{root} is a file: a store is a folder. Name another path."
@@ -61,6 +64,9 @@ def prepare_folder(root: Path) -> None:
             "name an empty or a new folder."
         )
         raise InvalidStoreError(msg)
+    if (root / "zarr.json").exists():
+        root_attributes(root)
+    check_tree(root)
     make_directories(root / STAGING)
 
 
@@ -258,20 +264,47 @@ def first_difference(
     return None
 
 
-def stored_definition(root: Path, name: str) -> CaptureDefinition:
-    """Return the definition of a capture that the store holds."""
-    from_json = read_metadata(root / "captures" / name / "zarr.json")
-    return CaptureDefinition.from_attributes(name, from_json["attributes"])
+def root_attributes(root: Path) -> dict[str, Any]:
+    """Return the attributes of a store's root.
 
-
-def read_metadata(path: Path) -> dict[str, Any]:
-    """Return the object in a `zarr.json`; raises `InvalidStoreError` if there is none."""
-    try:
-        value = json.loads(read_file(path))
-    except (OSError, ValueError, RecursionError) as error:
-        msg = f"{path} cannot be read as Zarr metadata: {error}"
-        raise InvalidStoreError(msg) from error
-    if not isinstance(value, dict) or not isinstance(value.get("attributes"), dict):
-        msg = f"{path} is not the metadata of a Zarr group"
+    Raises
+    ------
+    InvalidStoreError
+        If there is no lorascope store of this version.
+    """
+    if not (root / "zarr.json").is_file():
+        msg = f"{root} is not a lorascope store: it has no zarr.json."
         raise InvalidStoreError(msg)
-    return value
+    node, attributes = _root_node(root)
+    if attributes.get("format") != FORMAT_NAME:
+        msg = f"{root} is a Zarr group, but not a lorascope store (no format {FORMAT_NAME!r})."
+        raise InvalidStoreError(msg)
+    version = attributes.get("version")
+    if type(version) is not int or version != FORMAT_VERSION:
+        said = repr(version)[:80]
+        msg = (
+            f"{root} has format version {said}; this lorascope reads version {FORMAT_VERSION}: "
+            "upgrade it."
+        )
+        raise InvalidStoreError(msg)
+    if not isinstance(attributes.get("uuid"), str) or attributes.get("state") != "open":
+        msg = f"{root}/zarr.json has no uuid or an unknown state."
+        raise InvalidStoreError(msg)
+    try:
+        return check_group(node)
+    except BrokenRule as error:
+        msg = f"{root}/zarr.json cannot be used: {error}"
+        raise InvalidStoreError(msg) from error
+
+
+def _root_node(root: Path) -> tuple[object, dict[str, Any]]:
+    try:
+        node = parse_json(read_inside(root, "zarr.json"))
+    except BrokenRule as error:
+        msg = f"{root}/zarr.json cannot be read as Zarr metadata: {error}"
+        raise InvalidStoreError(msg) from error
+    attributes = node.get("attributes") if isinstance(node, dict) else None
+    if not isinstance(attributes, dict):
+        msg = f"{root}/zarr.json is not the metadata of a Zarr group"
+        raise InvalidStoreError(msg)
+    return node, attributes

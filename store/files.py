@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,7 +21,13 @@ import google_crc32c
 import numpy as np
 
 from .disk import disk
-from .errors import LockedStoreError, StoreError, StoreSpaceError, StoreWriteError
+from .errors import (
+    DamagedStoreError,
+    LockedStoreError,
+    StoreError,
+    StoreSpaceError,
+    StoreWriteError,
+)
 
 MAX_GATHERED = 512
 """Pieces of one gathered write; systems allow 1024 (IOV_MAX)."""
@@ -133,13 +140,6 @@ def remove_tree(path: Path) -> None:
     disk().remove_directory(path)
 
 
-def read_file(path: Path) -> bytes:
-    """Return the bytes of a regular file; symbolic links are refused."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    with os.fdopen(descriptor, "rb") as file:
-        return file.read()
-
-
 @contextmanager
 def disk_errors(action: str) -> Iterator[None]:
     """Turn an `OSError` of the disk into the store's own error that says what was being done."""
@@ -159,12 +159,17 @@ def disk_errors(action: str) -> Iterator[None]:
 
 
 class LockFile:
-    """A lock between processes, with words about its owner; a crash frees it."""
+    """A lock between processes, with words about its owner; a crash frees it.
+
+    Raises
+    ------
+    DamagedStoreError
+        If the lock is not a file of its own: what it is linked to would be overwritten.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        self._descriptor = os.open(path, flags, 0o666)
+        self._descriptor = _open_lock(path)
 
     def take(self, *, shared: bool) -> bool:
         """Take the lock if it is free, alone or together with others; return whether it was."""
@@ -213,6 +218,8 @@ def exclusive_lock(path: Path) -> Iterator[None]:
     ------
     LockedStoreError
         If another process holds it; says which one and since when.
+    DamagedStoreError
+        If the lock is not a file of its own: what it is linked to would be overwritten.
     """
     lock = LockFile(path)
     try:
@@ -227,3 +234,20 @@ def exclusive_lock(path: Path) -> Iterator[None]:
             lock.clear()
     finally:
         lock.close()
+
+
+def _open_lock(path: Path) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise
+        msg = f"{path} is not a regular file: remove it if no capture runs"
+        raise DamagedStoreError(msg) from error
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+        os.close(descriptor)
+        msg = f"{path} is not a regular file of its own: remove it if no capture runs"
+        raise DamagedStoreError(msg)
+    return descriptor

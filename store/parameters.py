@@ -10,8 +10,10 @@ import numpy as np
 
 from .creation import chunk_entry, make_array, parameter_chunk
 from .definition import CaptureDefinition
-from .errors import ConfigMismatchError, MissingSiteError
+from .errors import ConfigMismatchError, MissingSiteError, SampleError
+from .guard import BrokenRule
 from .layout import check_name, dtype_name, numpy_dtype
+from .record_rules import check_parameter
 from .records import Record, RecordLog
 from .segments import find_entry, read_checked
 
@@ -85,6 +87,7 @@ class ParameterWriter:
             check_name("parameter", name)
             array = np.asarray(value)
             if name not in present:
+                _check_parameter(name, array)
                 new[name] = array
             elif not _same(present[name], array):
                 msg = (
@@ -110,6 +113,14 @@ class ParameterWriter:
             files=files,
             attrs={"arrays": described, "attrs": dict(attrs)},
         )
+
+
+def _check_parameter(name: str, array: np.ndarray) -> None:
+    try:
+        check_parameter(name, list(array.shape), dtype_name(array.dtype))
+    except BrokenRule as error:
+        msg = f"a parameter cannot be stored: {error}"
+        raise SampleError(msg) from error
 
 
 def _same(stored: np.ndarray, asked: np.ndarray) -> bool:

@@ -8,7 +8,7 @@ SHA-256 of the record before it, so that a changed, swapped or removed record is
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 import re
 import threading
 from collections.abc import Mapping, Sequence
@@ -16,17 +16,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from .errors import DamagedStoreError
-from .files import read_file, write_durable
-from .layout import COMMITS, NAME_PATTERN, STAGING, canonical, check_name, to_json
+from .errors import DamagedStoreError, SampleError
+from .files import write_durable
+from .guard import MAX_METADATA_BYTES, BrokenRule, parse_json, require
+from .inside import list_inside, read_inside
+from .layout import COMMITS, STAGING, canonical, to_json
+from .record_rules import check_body
 from .shards import FileEntry
 
 RECORD_FORMAT = "lorascope-commit"
 RECORD_VERSION = 1
-MAX_RECORD_BYTES = 64 * 2**20
-_RECORD_NAME = re.compile(r"([A-Za-z0-9]+)-(\d{6,})\.json")
-
-_PATH = re.compile(rf"captures(/{NAME_PATTERN})+")
+_RECORD_NAME = re.compile(r"([A-Za-z0-9]+)-([0-9]{6,})\.json")
 
 type RecordKind = Literal["capture", "segment", "parameters"]
 
@@ -63,6 +63,11 @@ class Record:
     """Samples in order, for `kind="segment"`."""
     attrs: Mapping[str, Any] = field(default_factory=dict)
     """Further facts: the configuration's digest, attributes of a parameter set."""
+    entries: Mapping[str, FileEntry] = field(init=False, repr=False, compare=False)
+    """The files by path."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "entries", {entry.path: entry for entry in self.files})
 
     @property
     def file_name(self) -> str:
@@ -100,7 +105,7 @@ def decode_record(data: bytes, name: str) -> Record:
         If the bytes are not exactly what a writer made.
     """
     try:
-        outer = json.loads(data)
+        outer = parse_json(data)
         body = outer["body"]
         intact = (
             outer["sha256"] == hashlib.sha256(canonical(body)).hexdigest()
@@ -116,30 +121,25 @@ def decode_record(data: bytes, name: str) -> Record:
                 f"this lorascope reads version {RECORD_VERSION}: upgrade it"
             )
             raise DamagedStoreError(msg)
-        return _from_body(body)
+        return _from_body(check_body(body))
+    except BrokenRule as error:
+        msg = f"the commit record {name} cannot be read: {error}"
+        raise DamagedStoreError(msg) from error
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         msg = f"the commit record {name} cannot be read: {type(error).__name__}"
         raise DamagedStoreError(msg) from error
 
 
-def _inside(path: str) -> str:
-    """Return a path if it stays below the store's captures; a record may come from anybody."""
-    if not _PATH.fullmatch(path):
-        msg = f"path {path!r} does not lie below captures/"
-        raise ValueError(msg)
-    return path
-
-
 def _from_body(body: Mapping[str, Any]) -> Record:
     return Record(
         kind=body["kind"],
-        capture=check_name("capture", body["capture"]),
+        capture=body["capture"],
         writer=body["writer"],
         number=body["number"],
         previous=body["previous"],
         files=tuple(
             FileEntry(
-                _inside(f["path"]),
+                f["path"],
                 f["size"],
                 f["crc32c"],
                 tuple(f.get("chunks", ())),
@@ -178,29 +178,21 @@ class RecordLog:
         self.records: list[Record] = []
         self._last: dict[str, tuple[int, str]] = {}
         self._committing = threading.Lock()
-        for path in sorted(self._paths(), key=_record_key):
-            self._replay(path)
+        for name in sorted(self._names(), key=_record_key):
+            self._replay(name)
 
-    def _paths(self) -> Sequence[Path]:
-        folder = self._root / COMMITS
-        if not folder.is_dir():
+    def _names(self) -> Sequence[str]:
+        if not os.path.lexists(self._root / COMMITS):
             return []
-        return [path for path in folder.iterdir() if _RECORD_NAME.fullmatch(path.name)]
+        return [name for name in list_inside(self._root, COMMITS) if _RECORD_NAME.fullmatch(name)]
 
-    def _replay(self, path: Path) -> None:
-        if path.lstat().st_size > MAX_RECORD_BYTES:
-            msg = f"the commit record {path.name} is larger than {MAX_RECORD_BYTES} bytes"
-            raise DamagedStoreError(msg)
-        try:
-            data = read_file(path)
-        except OSError as error:
-            msg = f"the commit record {path.name} cannot be read: {error.strerror}"
-            raise DamagedStoreError(msg) from error
-        record = decode_record(data, path.name)
+    def _replay(self, name: str) -> None:
+        data = read_inside(self._root, f"{COMMITS}/{name}")
+        record = decode_record(data, name)
         number, digest = self._last.get(record.writer, (-1, None))
         chained = record.number == number + 1 and record.previous == digest
-        if record.file_name != path.name or not chained:
-            msg = f"the chain of commit records is broken at {path.name}: one is missing or changed"
+        if record.file_name != name or not chained:
+            msg = f"the chain of commit records is broken at {name}: one is missing or changed"
             raise DamagedStoreError(msg)
         self._accept(record, data)
 
@@ -233,6 +225,7 @@ class RecordLog:
                 attrs=dict(attrs or {}),
             )
             data = record.encode()
+            _check_own(data)
             write_durable(
                 self._root / COMMITS / record.file_name, data, staging=self._root / STAGING
             )
@@ -240,7 +233,17 @@ class RecordLog:
         return record
 
 
-def _record_key(path: Path) -> tuple[str, int]:
-    match = _RECORD_NAME.fullmatch(path.name)
+def _check_own(data: bytes) -> None:
+    """Refuse to commit what no reader would accept."""
+    try:
+        require(len(data) <= MAX_METADATA_BYTES, f"it has more than {MAX_METADATA_BYTES} bytes")
+        check_body(parse_json(data)["body"])
+    except BrokenRule as error:
+        msg = f"a segment or set cannot be committed: {error}. Record fewer samples in a segment."
+        raise SampleError(msg) from error
+
+
+def _record_key(name: str) -> tuple[str, int]:
+    match = _RECORD_NAME.fullmatch(name)
     assert match is not None
     return match[1], int(match[2])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +13,11 @@ from .capture import Capture
 from .creation import file_entry
 from .definition import CaptureDefinition
 from .errors import DamagedStoreError
-from .files import crc32c, read_file
+from .files import crc32c
+from .guard import BrokenRule, parse_json
+from .inside import opened, read_inside, tree_faults
 from .layout import ArraySpec, group_metadata
+from .node_rules import check_group
 from .reader import Store, open_store
 from .records import Record
 from .shards import CRC_BYTES, FileEntry, read_range
@@ -23,7 +25,7 @@ from .shards import CRC_BYTES, FileEntry, read_range
 _BLOCK_BYTES = 8 * 2**20
 
 type Level = Literal["quick", "default"]
-type DamageKind = Literal["missing", "size", "checksum", "metadata", "records"]
+type DamageKind = Literal["missing", "size", "checksum", "metadata", "records", "foreign"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,8 @@ def verify_store(
     except DamagedStoreError as error:
         report.damages.append(Damage("records", "__commits__", str(error)))
         return report
+    for fault, reason in tree_faults(store.path):
+        report.damages.append(Damage("foreign", fault, f"{fault}: {reason}"))
     entries = [(record, entry) for record in store.log.records for entry in record.files]
     total = sum(entry.size for _, entry in entries)
     done = 0
@@ -116,6 +120,7 @@ def verify_store(
         report.bytes += entry.size if level == "default" else 0
         if progress is not None:
             progress(done, total)
+    report.damages += _check_shared(store.path)
     for name in store.captures:
         capture = store.capture(name)
         report.samples += len(capture)
@@ -125,30 +130,27 @@ def verify_store(
 
 
 def _check_file(store: Store, record: Record, entry: FileEntry, level: Level) -> Damage | None:
-    path = store.path / entry.path
     try:
-        status = path.lstat()
-    except OSError:
-        return _damage(store, record, entry, "missing", "the file is missing")
-    if not path.is_file() or path.is_symlink():
-        return _damage(store, record, entry, "missing", "it is not a regular file")
-    if status.st_size != entry.size:
-        text = f"it has {status.st_size} bytes, {entry.size} were committed"
-        return _damage(store, record, entry, "size", text)
-    if level == "default" and not _same_bytes(path, entry):
-        return _damage(store, record, entry, "checksum", "its checksum differs from the record")
+        with opened(store.path, entry.path) as (descriptor, size):
+            if size != entry.size:
+                text = f"it has {size} bytes, {entry.size} were committed"
+                return _damage(store, record, entry, "size", text)
+            if level == "default" and not _same_bytes(descriptor, entry):
+                text = "its checksum differs from the record"
+                return _damage(store, record, entry, "checksum", text)
+    except DamagedStoreError as error:
+        return _damage(store, record, entry, "missing", str(error))
     return None
 
 
-def _same_bytes(path: Path, entry: FileEntry) -> bool:
+def _same_bytes(descriptor: int, entry: FileEntry) -> bool:
     """Read a file once, comparing every chunk and the whole with the record."""
     stride = entry.chunk_bytes + CRC_BYTES if entry.chunks else _BLOCK_BYTES
     block = np.empty(min(entry.size, stride), np.uint8)
     crc = 0
     for number, offset in enumerate(range(0, entry.size, stride)):
         part = block[: min(stride, entry.size - offset)]
-        if read_range(path, part, offset) != part.size:
-            return False
+        read_range(descriptor, part, offset)
         crc = crc32c(part, crc)
         if number < len(entry.chunks) and crc32c(part[:-CRC_BYTES]) != entry.chunks[number]:
             return False
@@ -171,6 +173,18 @@ def _damage(store: Store, record: Record, entry: FileEntry, kind: DamageKind, te
         layer=layer,
         samples=tuple(sample.id for sample in record.samples),
     )
+
+
+def _check_shared(root: Path) -> list[Damage]:
+    """Check the group that holds the captures: Zarr reads it, and no record names it."""
+    path = "captures/zarr.json"
+    try:
+        check_group(parse_json(read_inside(root, path)))
+    except DamagedStoreError as error:
+        return [Damage("missing", path, f"{path}: {error}")]
+    except BrokenRule as error:
+        return [Damage("metadata", path, f"{path}: {error}")]
+    return []
 
 
 def _check_metadata(root: Path, capture: Capture) -> Iterator[Damage]:
@@ -200,10 +214,11 @@ def _expected(root: Path, capture: Capture, spec: ArraySpec) -> bytes:
     segments = 0 if newest is None else (newest.segment or 0) + 1
     size = definition.cut_size(spec, segments, newest.attrs["used"] if newest else {})
     try:
-        published = json.loads(read_file(root / spec.path / "zarr.json"))["shape"][spec.cut_axis]
-        if isinstance(published, int) and 0 <= published <= size:
+        content = parse_json(read_inside(root, f"{spec.path}/zarr.json"))
+        published = content["shape"][spec.cut_axis]
+        if type(published) is int and 0 <= published <= size:
             size = published
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
+    except (DamagedStoreError, BrokenRule, KeyError, TypeError, IndexError):
         return spec.metadata(size)
     return spec.metadata(size)
 
@@ -213,9 +228,9 @@ def _check_exact(
 ) -> Iterator[Damage]:
     path = f"{folder}/zarr.json"
     try:
-        content = read_file(root / path)
-    except OSError:
-        yield Damage("missing", path, f"{path}: the file is missing", definition.name)
+        content = read_inside(root, path)
+    except DamagedStoreError as error:
+        yield Damage("missing", path, f"{path}: {error}", definition.name)
         return
     if file_entry(path, content) != file_entry(path, expected):
         text = f"{path}: the metadata are not those of the capture's definition"
