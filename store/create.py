@@ -17,6 +17,7 @@ from .creation import (
     prepare_folder,
     prepare_root,
     read_metadata,
+    refuse_sealed,
     stored_definition,
     sweep,
 )
@@ -87,6 +88,8 @@ def create_store(  # noqa: PLR0913 - everything after the sites is optional and 
         If the path holds something else.
     ConfigMismatchError
         If the capture is there with another configuration; names the field.
+    SealedStoreError
+        If the store is sealed.
     LockedStoreError
         If another process writes to the store.
     StoreSpaceError
@@ -120,8 +123,10 @@ def create_store(  # noqa: PLR0913 - everything after the sites is optional and 
     )
     stack = ExitStack()
     with stack, disk_errors(f"opening {root} for writing"):
+        refuse_sealed(root)
         prepare_folder(root)
         stack.enter_context(exclusive_lock(root / COMMITS / "store.lock"))
+        refuse_sealed(root)
         prepare_root(root)
         explicit = [s for s, v in (("rows", segment_rows), ("samples", segment_samples)) if v]
         definition, log = _open_capture(root, definition, explicit)
@@ -137,6 +142,9 @@ def _open_capture(
     attributes = read_metadata(root / "zarr.json")["attributes"]
     if attributes.get("format") != FORMAT_NAME or attributes.get("version") != FORMAT_VERSION:
         msg = f"{root} is not a lorascope store of version {FORMAT_VERSION}: name another path"
+        raise InvalidStoreError(msg)
+    if not isinstance(attributes.get("uuid"), str):
+        msg = f"{root}/zarr.json has no uuid: lorascope verify says more, repair mends it"
         raise InvalidStoreError(msg)
     log = RecordLog(root)
     known = [record.capture for record in log.records if record.kind == "capture"]

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import batched
 from pathlib import Path
+from typing import IO
 
 import google_crc32c
 import numpy as np
@@ -26,6 +27,8 @@ MAX_GATHERED = 512
 """Pieces of one gathered write; systems allow 1024 (IOV_MAX)."""
 FILES_AT_ONCE = 128
 """Files that are open together; limits of 1024 are common."""
+LOCK_SECONDS = 0.02
+"""Wait before a taken lock is tried again."""
 _SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE}
 
 
@@ -157,6 +160,27 @@ def disk_errors(action: str) -> Iterator[None]:
         raise StoreWriteError(msg) from error
 
 
+def is_locked(path: Path) -> bool:
+    """Whether a writer holds the lock now; writers that come later are not kept out."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _take_lock(file: IO[str]) -> None:
+    """Lock a file, twice if need be: `is_locked` of another process holds it for a moment."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        time.sleep(LOCK_SECONDS)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 @contextmanager
 def exclusive_lock(path: Path) -> Iterator[None]:
     """Hold the store's writer lock; a crash frees it.
@@ -168,7 +192,7 @@ def exclusive_lock(path: Path) -> Iterator[None]:
     """
     with path.open("a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take_lock(file)
         except BlockingIOError as error:
             file.seek(0)
             owner = file.read(200).strip() or "another process"

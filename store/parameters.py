@@ -12,7 +12,8 @@ from .creation import chunk_entry, make_array, parameter_chunk
 from .definition import CaptureDefinition
 from .errors import ConfigMismatchError, MissingSiteError
 from .layout import check_name, dtype_name, numpy_dtype
-from .records import Record, RecordLog
+from .record import Record
+from .records import RecordLog
 from .segments import find_entry, read_checked
 
 

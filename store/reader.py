@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,10 @@ from .digest import content_digest
 from .errors import DamagedStoreError, InvalidStoreError, MissingCaptureError
 from .files import read_file
 from .layout import FORMAT_NAME, FORMAT_VERSION
+from .manifest import Manifest, read_manifest
 from .records import RecordLog
+
+_STATES = ("open", "sealed")
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,9 +37,10 @@ class Store:
         attributes = _root_attributes(root)
         self.uuid: str = attributes["uuid"]
         self.state: str = attributes["state"]
+        """`open`, or `sealed`: then nothing in it changes any more."""
         self.log = RecordLog(root)
         self._captures = {
-            record.capture: Capture(root, _definition(root, record.capture, self.log), self.log)
+            record.capture: Capture(root, read_definition(root, record.capture, self.log), self.log)
             for record in self.log.records
             if record.kind == "capture"
         }
@@ -93,6 +98,22 @@ class Store:
         """
         return site_dataset(self.capture(capture), site, pool)
 
+    @cached_property
+    def manifest(self) -> Manifest | None:
+        """The manifest of a sealed store, None while it is open.
+
+        Raises
+        ------
+        DamagedStoreError
+            If it is missing or was changed.
+        """
+        return read_manifest(self.path) if self.state == "sealed" else None
+
+    @property
+    def manifest_digest(self) -> str | None:
+        """Digest of the files of a sealed store as they are, None while it is open."""
+        return self.manifest.digest if self.manifest is not None else None
+
     def content_digest(self) -> str:
         """Return the digest of the values: the same run gives the same one (see `FORMAT.md`)."""
         return content_digest(self._captures)
@@ -139,13 +160,14 @@ def _root_attributes(root: Path) -> dict[str, Any]:
             f"version {FORMAT_VERSION}: upgrade it."
         )
         raise InvalidStoreError(msg)
-    if not isinstance(attributes.get("uuid"), str) or attributes.get("state") != "open":
+    if not isinstance(attributes.get("uuid"), str) or attributes.get("state") not in _STATES:
         msg = f"{root}/zarr.json has no uuid or an unknown state."
         raise InvalidStoreError(msg)
     return attributes
 
 
-def _definition(root: Path, name: str, log: RecordLog) -> CaptureDefinition:
+def read_definition(root: Path, name: str, log: RecordLog) -> CaptureDefinition:
+    """Return the committed definition of a capture; raises `DamagedStoreError` if it changed."""
     path = f"captures/{name}/zarr.json"
     record = next(r for r in log.records if r.kind == "capture" and r.capture == name)
     named = next((entry for entry in record.files if entry.path == path), None)

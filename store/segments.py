@@ -12,7 +12,8 @@ from .chunking import chunk_rows
 from .definition import CaptureDefinition
 from .errors import DamagedStoreError, SampleError
 from .layout import ArraySpec, Site, numpy_dtype
-from .records import Record, RecordLog
+from .record import Record
+from .records import RecordLog
 from .shards import FileEntry, decode_strings, read_shard_bytes
 
 

@@ -1,0 +1,72 @@
+"""What lies in a store's folder, links not followed: regular files, and what has no place there."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .layout import COMMITS, LOCK, MANIFEST, QUARANTINE, STAGING
+
+
+@dataclass(slots=True)
+class Tree:
+    """Everything below a folder."""
+
+    files: dict[str, int] = field(default_factory=dict)
+    """Regular files: path below the store's root, and size in bytes."""
+    odd: list[str] = field(default_factory=list)
+    """Links, sockets and the like; a link to a directory hides what seems to lie in it."""
+    folders: list[str] = field(default_factory=list)
+    """Directories, parents first."""
+
+    @property
+    def entries(self) -> set[str]:
+        """Paths of all that is no directory."""
+        return {*self.files, *self.odd}
+
+
+def scan(root: Path, *below: str, without: tuple[str, ...] = ()) -> Tree:
+    """Return what lies in folders of a store; those that are not there hold nothing.
+
+    Parameters
+    ----------
+    root
+        The store's root.
+    below
+        Paths of folders below it; none means the root itself.
+    without
+        Paths of entries that are left out, with all that is in them.
+    """
+    tree = Tree()
+    left = [*below] or [""]
+    while left:
+        folder = left.pop(0)
+        if not (root / folder).is_dir() or (folder and (root / folder).is_symlink()):
+            continue
+        with os.scandir(root / folder) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                path = f"{folder}/{entry.name}" if folder else entry.name
+                if path in without:
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    tree.folders.append(path)
+                    left.append(path)
+                elif entry.is_file(follow_symlinks=False):
+                    tree.files[path] = entry.stat(follow_symlinks=False).st_size
+                else:
+                    tree.odd.append(path)
+    return tree
+
+
+def scan_committed(root: Path) -> Tree:
+    """Return what lies where only committed files have a place."""
+    return scan(root, "captures", COMMITS, without=(STAGING, LOCK))
+
+
+def scan_sealed(root: Path) -> Tree:
+    """Return what a manifest must name: everything but itself, the lock and what is not committed.
+
+    Quarantined files are evidence of a repair, not content: they may be removed at any time.
+    """
+    return scan(root, without=(STAGING, LOCK, MANIFEST, QUARANTINE))
