@@ -25,6 +25,9 @@ from .layout import SampleRows as SampleRows
 from .layout import Site as Site
 from .reader import Store as Store
 from .reader import open_store as open_store
+from .repair import RepairReport as RepairReport
+from .repair import repair_store as repair_store
+from .repair_plan import Withdrawn as Withdrawn
 from .results import read_results as read_results
 from .results import write_results as write_results
 from .seal import SealReport as SealReport

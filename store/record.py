@@ -142,6 +142,23 @@ def _inside(path: str) -> str:
     return path
 
 
+_REQUIRED: dict[str, dict[str, type]] = {
+    "capture": {"config_digest": str},
+    "segment": {"config_digest": str, "columns": dict, "groups": list, "used": dict},
+    "parameters": {"arrays": dict, "attrs": dict},
+    "withdrawal": {"records": list},
+}
+"""Attributes that a record of each kind must have."""
+
+
+def _checked_attrs(kind: str, attrs: Mapping[str, Any]) -> Mapping[str, Any]:
+    for name, wanted in _REQUIRED[kind].items():
+        if not isinstance(attrs[name], wanted):
+            msg = f"attribute {name!r} of a record of kind {kind!r} is no {wanted.__name__}"
+            raise TypeError(msg)
+    return attrs
+
+
 def _checked_withdrawal(attrs: Mapping[str, Any]) -> None:
     for named in attrs["records"]:
         if not RECORD_NAME.fullmatch(named["name"]) or not _SHA256.fullmatch(named["sha256"]):
@@ -174,5 +191,5 @@ def _from_body(body: Mapping[str, Any]) -> Record:
             SampleEntry(s["id"], {k: (v[0], v[1]) for k, v in s["rows"].items()})
             for s in body.get("samples", ())
         ),
-        attrs=body["attrs"],
+        attrs=_checked_attrs(body["kind"], body["attrs"]),
     )

@@ -22,14 +22,13 @@ from .files import (
     make_directories,
     read_file,
     remove,
-    remove_tree,
     sync_directory,
     write_durable,
 )
 from .layout import COMMITS, LOCK, MANIFEST, STAGING
 from .manifest import Manifest
 from .reader import Store, open_store
-from .tree import scan_committed, scan_sealed
+from .tree import remove_empty_folders, scan_committed, scan_sealed
 from .verify import verify_store
 
 type Progress = Callable[[int, int], None]
@@ -169,17 +168,12 @@ def _sweep(store: Store) -> None:
     named |= {f"{COMMITS}/{name}" for name in store.log.names}
     named |= {e.path for e in expected_metadata(root, captures, sealed=True)}
     clear_folder(root / STAGING)
-    tree = scan_committed(root)
-    doomed = sorted(tree.entries - named)
+    doomed = sorted(scan_committed(root).entries - named)
     for path in doomed:
         remove(root / path)
-    needed = {str(parent) for path in named for parent in Path(path).parents}
-    empty = [folder for folder in tree.folders if folder not in needed]
-    for folder in [f for f in empty if str(Path(f).parent) in needed]:
-        remove_tree(root / folder)
-    for folder in {(root / path).parent for path in [*doomed, *empty]}:
-        if folder.is_dir():
-            sync_directory(folder)
+    for folder in {(root / path).parent for path in doomed}:
+        sync_directory(folder)
+    remove_empty_folders(root, scan_committed(root), named)
 
 
 def _report(store: Store, *, changed: bool) -> SealReport:

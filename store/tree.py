@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .files import remove_tree, sync_directory
 from .layout import COMMITS, LOCK, MANIFEST, QUARANTINE, STAGING
 
 
@@ -70,3 +71,15 @@ def scan_sealed(root: Path) -> Tree:
     Quarantined files are evidence of a repair, not content: they may be removed at any time.
     """
     return scan(root, without=(STAGING, LOCK, MANIFEST, QUARANTINE))
+
+
+def remove_empty_folders(root: Path, tree: Tree, named: set[str]) -> None:
+    """Remove folders that hold nothing and lead to nothing that is named."""
+    needed = {str(parent) for path in named for parent in Path(path).parents}
+    used = {str(parent) for path in tree.entries for parent in Path(path).parents}
+    empty = [folder for folder in tree.folders if folder not in needed | used]
+    for folder in reversed(empty):
+        remove_tree(root / folder)
+    for folder in {(root / folder).parent for folder in empty}:
+        if folder.is_dir():
+            sync_directory(folder)
