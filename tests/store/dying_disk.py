@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lorascope.store.disk import Disk, use_disk
+
+EVERY_POINT = os.environ.get("LORASCOPE_EVERY_CRASH_POINT") == "1"
+"""Set for a release; every change takes some points, others for each case."""
+
+
+def crash_points(total: int, *, first: int, step: int) -> range:
+    """Return the operations at which to die."""
+    return range(1, total + 1) if EVERY_POINT else range(first, total + 1, step)
 
 
 class DiedError(BaseException):

@@ -25,7 +25,7 @@ from lorascope.store import (
 )
 from lorascope.store.layout import canonical, to_json
 
-from .dying_disk import count_operations, die_at
+from .dying_disk import count_operations, crash_points, die_at
 from .two_captures import SITES, write
 
 # Records of the store: w0-0 defines p, 1 its parameters, 2 to 4 its segments; 5 to 9 the same of u.
@@ -79,6 +79,13 @@ HARM: dict[str, Callable[[Path], None]] = {
 }
 
 
+def with_harm(*cases: tuple) -> list[tuple]:
+    """Return every case with a flipped bit, and in turn with one of the other kinds of harm."""
+    others = [name for name in HARM if name != "flip"]
+    doubled = [(*case, "flip") for case in cases]
+    return doubled + [(*case, others[n % len(others)]) for n, case in enumerate(cases)]
+
+
 def ids(*numbers: int) -> list[str]:
     return [f"s{number}" for number in numbers]
 
@@ -96,17 +103,16 @@ def assert_whole_again(path: Path, digest: str) -> None:
     assert open_store(path).content_digest() == digest
 
 
-@pytest.mark.parametrize("harm", HARM)
 @pytest.mark.parametrize(
-    ("victim", "lost"),
-    [
+    ("victim", "lost", "harm"),
+    with_harm(
         ("captures/p/sites/x/values/c.1.1.0", {"p": ids(2, 3)}),
         ("captures/u/pooled/x.mean/values/c.0.0.0", {"u": ids(0, 1)}),
         ("captures/u/samples/label/c.2", {"u": ids(4)}),
         ("captures/p/outputs/loss/c.0", {"p": ids(0, 1)}),
         ("captures/p/parameters/w/c.0", {}),
         ("captures/p/zarr.json", {"p": ids(0, 1, 2, 3, 4)}),
-    ],
+    ),
 )
 def test_damaged_data_cost_their_segment(copy, digest, victim, lost, harm):
     HARM[harm](copy / victim)
@@ -124,10 +130,9 @@ def test_damaged_data_cost_their_segment(copy, digest, victim, lost, harm):
     assert_whole_again(copy, digest)
 
 
-@pytest.mark.parametrize("harm", HARM)
 @pytest.mark.parametrize(
-    ("number", "adopted", "n_samples"),
-    [(0, ("p",), 10), (1, (), 10), (3, (), 8), (5, ("u",), 10), (9, (), 9)],
+    ("number", "adopted", "n_samples", "harm"),
+    with_harm((0, ("p",), 10), (1, (), 10), (3, (), 8), (5, ("u",), 10), (9, (), 9)),
 )
 def test_a_damaged_record_costs_what_it_committed(copy, digest, number, adopted, n_samples, harm):
     """A lost definition's record costs nothing; a lost last record is found by its files only."""
@@ -141,18 +146,17 @@ def test_a_damaged_record_costs_what_it_committed(copy, digest, number, adopted,
     assert_whole_again(copy, digest)
 
 
-@pytest.mark.parametrize("harm", HARM)
 @pytest.mark.parametrize(
-    "victim",
-    [
-        "zarr.json",
-        "captures/zarr.json",
-        "captures/p/sites/zarr.json",
-        "captures/p/sites/x/values/zarr.json",
-        "captures/u/samples/take/zarr.json",
-        "captures/u/sites/x/layer/c.0",
-        "captures/u/parameters/w/zarr.json",
-    ],
+    ("victim", "harm"),
+    with_harm(
+        ("zarr.json",),
+        ("captures/zarr.json",),
+        ("captures/p/sites/zarr.json",),
+        ("captures/p/sites/x/values/zarr.json",),
+        ("captures/u/samples/take/zarr.json",),
+        ("captures/u/sites/x/layer/c.0",),
+        ("captures/u/parameters/w/zarr.json",),
+    ),
 )
 def test_what_follows_from_a_definition_costs_nothing(copy, digest, victim, harm):
     uuid = open_store(copy).uuid
@@ -304,7 +308,7 @@ def test_a_crash_at_every_operation(copy, digest, tmp_path, then):
     shutil.copytree(copy, path)
     total = count_operations(lambda: repair_store(path))
     assert total > 200
-    for number in range(3 if then == "write" else 1, total + 1, 6):
+    for number in crash_points(total, first=4 if then == "write" else 1, step=9):
         shutil.rmtree(path)
         shutil.copytree(copy, path)
         die_at(number, lambda: repair_store(path))

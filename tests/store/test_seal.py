@@ -27,7 +27,7 @@ from lorascope.store import (
     verify_store,
 )
 
-from .dying_disk import count_operations, die_at
+from .dying_disk import count_operations, crash_points, die_at
 from .two_captures import COUNTS, SITES, write
 
 
@@ -249,7 +249,7 @@ def test_a_crash_at_every_operation(tmp_path, then):
     shutil.copytree(start, path)
     total = count_operations(lambda: seal_store(path, incomplete=True))
     assert total > 50
-    for number in range(1 + (then == "write"), total + 1, 3):
+    for number in crash_points(total, first=1 + 2 * (then == "write"), step=5):
         shutil.rmtree(path)
         shutil.copytree(start, path)
         die_at(number, lambda: seal_store(path, incomplete=True))
