@@ -14,7 +14,7 @@ from .definition import CaptureDefinition
 from .errors import DamagedStoreError, InvalidStoreError
 from .expected import Expected, expected_metadata, root_metadata, sealed_root
 from .files import read_file
-from .layout import COMMITS, FORMAT_NAME, FORMAT_VERSION, MANIFEST, STAGING
+from .layout import COMMITS, FORMAT_NAME, FORMAT_VERSION, MANIFEST, MAX_METADATA_BYTES, STAGING
 from .record import UNKNOWN_SHA256, Record
 from .records import Chain, RecordLog, follow_chain, read_links
 from .tree import Tree, scan, scan_committed
@@ -226,7 +226,8 @@ def _expect(
         for site in definition.sites
     ]
     for expected in wanted:
-        content = _read(root / expected.path) if expected.path in tree.files else None
+        small = tree.files.get(expected.path, MAX_METADATA_BYTES + 1) <= MAX_METADATA_BYTES
+        content = _read(root / expected.path) if small else None
         if not expected.allows(content):
             plan.rewritten[expected.path] = expected.content
     top = sealed_root(root, uuid, captures) if plan.sealed else root_metadata(uuid)

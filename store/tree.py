@@ -9,6 +9,9 @@ from pathlib import Path
 from .files import remove_tree, sync_directory
 from .layout import COMMITS, LOCK, MANIFEST, QUARANTINE, STAGING
 
+MAX_DEPTH = 16
+"""Folders deeper than this are no store's: they are not entered."""
+
 
 @dataclass(slots=True)
 class Tree:
@@ -17,7 +20,7 @@ class Tree:
     files: dict[str, int] = field(default_factory=dict)
     """Regular files: path below the store's root, and size in bytes."""
     odd: list[str] = field(default_factory=list)
-    """Links, sockets and the like; a link to a directory hides what seems to lie in it."""
+    """Links, sockets, folders that are too deep; a link hides what seems to lie behind it."""
     folders: list[str] = field(default_factory=list)
     """Directories, parents first."""
 
@@ -50,7 +53,7 @@ def scan(root: Path, *below: str, without: tuple[str, ...] = ()) -> Tree:
                 path = f"{folder}/{entry.name}" if folder else entry.name
                 if path in without:
                     continue
-                if entry.is_dir(follow_symlinks=False):
+                if entry.is_dir(follow_symlinks=False) and path.count("/") < MAX_DEPTH:
                     tree.folders.append(path)
                     left.append(path)
                 elif entry.is_file(follow_symlinks=False):

@@ -10,11 +10,14 @@ from .damage import Damage, FileChecker, Level
 from .errors import DamagedStoreError, InvalidStoreError, RecordVersionError, UnsealedStoreError
 from .expected import expected_metadata, root_metadata, sealed_root
 from .files import is_locked, read_file
-from .layout import COMMITS, LOCK, MANIFEST, STAGING
+from .layout import COMMITS, LOCK, MANIFEST, MAX_METADATA_BYTES, STAGING
 from .manifest import Manifest
 from .reader import Store, open_store, read_definition
 from .records import RecordLog, follow_chain, read_links
 from .tree import Tree, scan, scan_committed, scan_sealed
+
+LOOKS = 3
+"""How often metadata of a live store are looked at again; commits are seconds apart."""
 
 
 @dataclass(slots=True)
@@ -96,7 +99,7 @@ def verify_store(
     digests = _check_files(store, tree, report, progress)
     for name in store.captures:
         report.samples += len(store.capture(name))
-    report.damages += _check_metadata(store)
+    report.damages += _metadata_damages(store, tree)
     if store.state == "sealed":
         _check_sealed(store, digests, report)
     report.leftovers += _leftovers(store, tree)
@@ -155,17 +158,27 @@ def _check_files(
     return digests
 
 
-def _check_metadata(store: Store) -> Iterator[Damage]:
+def _metadata_damages(store: Store, tree: Tree) -> list[Damage]:
+    """Return damaged metadata; looks again where a writer may have committed in between."""
+    damages = list(_check_metadata(store, tree))
+    for _ in range(LOOKS):
+        if not damages or not is_locked(store.path / LOCK):
+            break
+        damages = list(_check_metadata(open_store(store.path), scan_committed(store.path)))
+    return damages
+
+
+def _check_metadata(store: Store, tree: Tree) -> Iterator[Damage]:
     captures = {name: store.capture(name) for name in store.captures}
     sealed = store.state == "sealed"
     for expected in expected_metadata(store.path, captures, sealed=sealed):
-        try:
-            content = read_file(store.path / expected.path)
-        except OSError:
+        size = tree.files.get(expected.path)
+        if size is None:
             text = f"{expected.path}: the file is missing"
             yield Damage("missing", expected.path, text, expected.capture)
-            continue
-        if not expected.allows(content):
+        elif size > MAX_METADATA_BYTES or not expected.allows(
+            read_file(store.path / expected.path)
+        ):
             text = f"{expected.path}: the metadata are not those of the capture's definition"
             yield Damage("metadata", expected.path, text, expected.capture)
     wanted = root_metadata(store.uuid)

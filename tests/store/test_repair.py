@@ -169,6 +169,28 @@ def test_what_follows_from_a_definition_costs_nothing(copy, digest, victim, harm
     assert_whole_again(copy, digest)
 
 
+def test_a_folder_behind_a_link_is_not_followed(copy, digest, tmp_path):
+    """What lies behind it stays as it is; the store does not reach there."""
+    values = copy / "captures/p/sites/x/values"
+    values.rename(tmp_path / "outside")
+    values.symlink_to(tmp_path / "outside")
+    outside = {p: p.read_bytes() for p in (tmp_path / "outside").iterdir()}
+    report = repair_store(copy)
+    assert report.samples == {"p": ids(0, 1, 2, 3, 4)}
+    assert "captures/p/sites/x/values" in report.quarantined
+    assert_whole_again(copy, digest)
+    assert {p: p.read_bytes() for p in (tmp_path / "outside").iterdir()} == outside
+
+
+def test_a_folder_of_no_depth_that_a_store_has(copy, digest):
+    deep = copy.joinpath("captures", *["d"] * 40)
+    deep.mkdir(parents=True)
+    (deep / "file").write_text("x")
+    assert verify_store(copy).leftovers == ["captures/" + "/".join(["d"] * 16)]
+    repair_store(copy)
+    assert_whole_again(copy, digest)
+
+
 def test_neighbours_in_the_chain_and_both_ends(copy, digest):
     """Nobody knows the hash of a record that is followed by another damaged one."""
     for number in (0, 2, 3, 9):
