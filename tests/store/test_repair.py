@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -306,6 +307,17 @@ def test_what_is_no_store_or_is_in_use_is_refused(copy, tmp_path):
     (copy / "captures").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(DamagedStoreError, match="is a link"):
         repair_store(copy)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_any_damage_to_several_files(copy, digest, seed):
+    """Any kind, anywhere: records, data, metadata, all at once."""
+    rng = random.Random(seed)
+    files = sorted(p for p in copy.rglob("*") if p.is_file() and p.name != "store.lock")
+    for victim in rng.sample(files, rng.randint(2, 6)):
+        HARM[rng.choice(list(HARM))](victim)
+    repair_store(copy)
+    assert_whole_again(copy, digest)
 
 
 def bytes_kept(path: Path) -> set[str]:
