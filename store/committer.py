@@ -68,7 +68,7 @@ class Committer:
         if records:
             newest = max(records, key=lambda record: record.segment or 0)
             self._last = dict(newest.attrs.get("used", {}))
-            self._publish_shapes()
+        self._publish_shapes()
 
     @property
     def next_segment(self) -> int:
@@ -206,7 +206,8 @@ class Committer:
         self.segments.add(segment.index)
         self._uncommitted.remove(segment)
         self._last = used
-        self._publish_shapes()
+        if self._definition.plan is None:
+            self._publish_shapes()
 
     def _make_columns(self, columns: Mapping[str, str]) -> None:
         for name, dtype in columns.items():
@@ -215,9 +216,7 @@ class Committer:
                 make_array(self._root, spec, self._size(spec))
 
     def _publish_shapes(self) -> None:
-        """Tell plain Zarr readers of the new length, after the commit, where no plan fixed it."""
-        if self._definition.plan is not None:
-            return
+        """Tell plain Zarr readers of the length: it grew, or an interrupted seal had cut it."""
         for spec in self._definition.segmented_arrays(self._columns):
             content = spec.metadata(self._size(spec))
             target = self._root / spec.path / "zarr.json"

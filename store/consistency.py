@@ -20,8 +20,9 @@ from .guard import BrokenRule, no_twins, parse_json, require
 from .inside import read_inside
 from .layout import ArraySpec, numpy_dtype
 from .node_rules import check_group
+from .record import Record
 from .record_rules import check_parameter
-from .records import Record, RecordLog
+from .records import RecordLog
 from .shards import CRC_BYTES, INDEX_ENTRY_BYTES, FileEntry
 
 
@@ -46,6 +47,11 @@ def load_definitions(root: Path, log: RecordLog) -> dict[str, CaptureDefinition]
             require(record.capture in definitions, f"there is no capture {record.capture}")
             checks[record.capture].check(record)
     return definitions
+
+
+def read_definition(root: Path, name: str, log: RecordLog) -> CaptureDefinition:
+    """Return the committed definition of a capture; raises `DamagedStoreError` if it changed."""
+    return _load(root, next(r for r in log.records if r.kind == "capture" and r.capture == name))
 
 
 class _named:

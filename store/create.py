@@ -17,6 +17,7 @@ from .creation import (
     make_capture,
     prepare_folder,
     prepare_root,
+    refuse_sealed,
     root_attributes,
     sweep,
 )
@@ -99,6 +100,8 @@ def create_store(  # noqa: PLR0913 - everything after the sites is optional and 
         If the path holds something else.
     ConfigMismatchError
         If the capture is there with another configuration; names the field.
+    SealedStoreError
+        If the store is sealed.
     LockedStoreError
         If another process writes to the store, or has this rank.
     StoreSpaceError
@@ -138,11 +141,13 @@ def create_store(  # noqa: PLR0913 - everything after the sites is optional and 
     _check_definition(definition)
     stack = ExitStack()
     with stack, disk_errors(f"opening {root} for writing"):
+        refuse_sealed(root)
         prepare_folder(root)
 
         prepared: list[tuple[CaptureDefinition, RecordLog]] = []
 
         def prepare() -> None:
+            refuse_sealed(root)
             prepare_root(root)
             prepared.append(_open_capture(root, definition, explicit, place))
 

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from .definition import CaptureDefinition
-from .errors import ConfigMismatchError, InvalidStoreError
+from .errors import ConfigMismatchError, InvalidStoreError, SealedStoreError
 from .files import (
     crc32c,
     make_directories,
+    read_file,
     remove,
     remove_tree,
     rename,
@@ -30,8 +31,11 @@ from .layout import (
     COMMITS,
     FORMAT_NAME,
     FORMAT_VERSION,
+    MANIFEST,
+    QUARANTINE,
     STAGING,
     ArraySpec,
+    Site,
     group_metadata,
     numpy_dtype,
 )
@@ -40,7 +44,8 @@ from .records import RecordLog
 from .shards import CRC_BYTES, FileEntry
 
 _ABSENT = object()
-_OWN_ENTRIES = {"zarr.json", "captures", COMMITS}
+STATES = ("open", "sealed")
+_OWN_ENTRIES = {"zarr.json", "captures", COMMITS, MANIFEST, QUARANTINE}
 
 
 def prepare_folder(root: Path) -> None:
@@ -75,6 +80,7 @@ def prepare_root(root: Path) -> None:
     staging = root / STAGING
     clear_folder(staging)
     if (root / "zarr.json").exists():
+        remove_manifest(root)
         return
     captures = root / "captures"
     make_directories(captures)
@@ -87,6 +93,27 @@ def prepare_root(root: Path) -> None:
     }
     write_durable(root / "zarr.json", group_metadata(attributes), staging=staging)
     sync_directory(root.parent)
+
+
+def refuse_sealed(root: Path) -> None:
+    """Raise `SealedStoreError` if a sealed store is at the path."""
+    try:
+        sealed = read_metadata(root / "zarr.json")["attributes"].get("state") == "sealed"
+    except InvalidStoreError:
+        return
+    if sealed:
+        msg = (
+            f"{root} is sealed and never changes: name another path. (Reading, verifying and "
+            "analysing it need no writer.)"
+        )
+        raise SealedStoreError(msg)
+
+
+def remove_manifest(root: Path) -> None:
+    """Remove the manifest that an interrupted seal left in an open store."""
+    if (root / MANIFEST).exists():
+        remove(root / MANIFEST)
+        sync_directory(root)
 
 
 def clear_folder(folder: Path) -> None:
@@ -109,13 +136,10 @@ def make_capture(root: Path, definition: CaptureDefinition, log: RecordLog) -> N
     for spec in definition.segmented_arrays({}):
         folder = staged / spec.path.removeprefix(f"{definition.root}/")
         contents[folder / "zarr.json"] = spec.metadata(definition.planned_size(spec))
-    files = [file_entry(f"{definition.root}/zarr.json", definition.metadata())]
     for site in definition.sites:
         spec = definition.layer_spec(site)
         folder = staged / spec.path.removeprefix(f"{definition.root}/")
-        labels = with_checksum(np.array(site.layer_labels, "<i8").tobytes())
-        contents |= {folder / "zarr.json": spec.metadata(), folder / "c.0": labels}
-        files.append(chunk_entry(spec.chunk_path(0), labels))
+        contents |= {folder / "zarr.json": spec.metadata(), folder / "c.0": layer_chunk(site)}
     for path in contents:
         make_directories(path.parent)
     write_all_synced(contents)
@@ -123,12 +147,27 @@ def make_capture(root: Path, definition: CaptureDefinition, log: RecordLog) -> N
         sync_directory(folder)
     rename(staged, root / definition.root)
     sync_directory(root / "captures")
+    commit_definition(root, definition, log)
+
+
+def commit_definition(root: Path, definition: CaptureDefinition, log: RecordLog) -> None:
+    """Commit the definition of a capture whose files are durable."""
+    files = [file_entry(f"{definition.root}/zarr.json", definition.metadata())]
+    for site in definition.sites:
+        path = definition.layer_spec(site).chunk_path(0)
+        files.append(chunk_entry(path, layer_chunk(site)))
+    uuid = read_metadata(root / "zarr.json")["attributes"]["uuid"]
     log.commit(
         "capture",
         definition.name,
         files=files,
-        attrs={"config_digest": definition.config_digest},
+        attrs={"config_digest": definition.config_digest, "store": uuid},
     )
+
+
+def layer_chunk(site: Site) -> bytes:
+    """Return the only chunk of a site's layer coordinate."""
+    return with_checksum(np.array(site.layer_labels, "<i8").tobytes())
 
 
 def make_array(
@@ -287,7 +326,7 @@ def root_attributes(root: Path) -> dict[str, Any]:
             "upgrade it."
         )
         raise InvalidStoreError(msg)
-    if not isinstance(attributes.get("uuid"), str) or attributes.get("state") != "open":
+    if not isinstance(attributes.get("uuid"), str) or attributes.get("state") not in STATES:
         msg = f"{root}/zarr.json has no uuid or an unknown state."
         raise InvalidStoreError(msg)
     try:
@@ -308,3 +347,16 @@ def _root_node(root: Path) -> tuple[object, dict[str, Any]]:
         msg = f"{root}/zarr.json is not the metadata of a Zarr group"
         raise InvalidStoreError(msg)
     return node, attributes
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Return the object in a group's `zarr.json`; raises `InvalidStoreError` if there is none."""
+    try:
+        value = parse_json(read_file(path))
+    except (OSError, BrokenRule) as error:
+        msg = f"{path} cannot be read as Zarr metadata: {error}"
+        raise InvalidStoreError(msg) from error
+    if not isinstance(value, dict) or not isinstance(value.get("attributes"), dict):
+        msg = f"{path} is not the metadata of a Zarr group"
+        raise InvalidStoreError(msg)
+    return value

@@ -33,6 +33,8 @@ MAX_GATHERED = 512
 """Pieces of one gathered write; systems allow 1024 (IOV_MAX)."""
 FILES_AT_ONCE = 128
 """Files that are open together; limits of 1024 are common."""
+LOCK_SECONDS = 0.02
+"""Wait before a taken lock is tried again."""
 _SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE}
 
 
@@ -140,6 +142,15 @@ def remove_tree(path: Path) -> None:
     disk().remove_directory(path)
 
 
+def read_file(path: Path) -> bytes:
+    """Return the bytes of a regular file; links, pipes and devices are refused by `OSError`."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        return file.read()
+
+
 @contextmanager
 def disk_errors(action: str) -> Iterator[None]:
     """Turn an `OSError` of the disk into the store's own error that says what was being done."""
@@ -210,6 +221,20 @@ class LockFile:
         os.pwrite(self._descriptor, words.encode(), 0)
 
 
+def is_locked(path: Path) -> bool:
+    """Whether a writer holds the lock now; writers that come later are not kept out."""
+    if not path.exists():
+        return False
+    try:
+        lock = LockFile(path)
+    except (OSError, DamagedStoreError):
+        return False
+    try:
+        return not lock.take(shared=False)
+    finally:
+        lock.close()
+
+
 @contextmanager
 def exclusive_lock(path: Path) -> Iterator[None]:
     """Hold a lock alone; a crash frees it.
@@ -223,6 +248,9 @@ def exclusive_lock(path: Path) -> Iterator[None]:
     """
     lock = LockFile(path)
     try:
+        if not lock.take(shared=False):
+            # Once more: `is_locked` of another process holds it for a moment.
+            time.sleep(LOCK_SECONDS)
         if not lock.take(shared=False):
             store = path.parent.parent
             msg = f"{store} is being written by {lock.owner}: wait for it or stop it first."

@@ -13,8 +13,9 @@ from .definition import CaptureDefinition
 from .errors import ConfigMismatchError, MissingSiteError, SampleError
 from .guard import BrokenRule
 from .layout import check_name, dtype_name, numpy_dtype
+from .record import Record
 from .record_rules import check_parameter
-from .records import Record, RecordLog
+from .records import RecordLog
 from .segments import find_entry, read_checked
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from .creation import root_attributes
 from .dataset import site_dataset
 from .digest import content_digest
 from .errors import InvalidStoreError, MissingCaptureError
+from .manifest import Manifest, read_manifest
 from .records import RecordLog
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ class Store:
         attributes = root_attributes(root)
         self.uuid: str = attributes["uuid"]
         self.state: str = attributes["state"]
+        """`open`, or `sealed`: then nothing in it changes any more."""
         self.log = RecordLog(root)
         self._captures = {
             name: Capture(root, definition, self.log)
@@ -89,6 +92,22 @@ class Store:
             `position`. Checksums are checked when values are computed.
         """
         return site_dataset(self.capture(capture), site, pool)
+
+    @cached_property
+    def manifest(self) -> Manifest | None:
+        """The manifest of a sealed store, None while it is open.
+
+        Raises
+        ------
+        DamagedStoreError
+            If it is missing or was changed.
+        """
+        return read_manifest(self.path) if self.state == "sealed" else None
+
+    @property
+    def manifest_digest(self) -> str | None:
+        """Digest of the files of a sealed store as they are, None while it is open."""
+        return self.manifest.digest if self.manifest is not None else None
 
     def content_digest(self) -> str:
         """Return the digest of the values: the same run gives the same one (see `FORMAT.md`)."""

@@ -35,6 +35,7 @@ MAX_RECORDS = 10**9
 MAX_PATH = 1024
 CRC = 2**32 - 1
 _PATH = re.compile(rf"captures(/{NAME_PATTERN})+")
+RECORD_NAME = re.compile(r"([A-Za-z0-9]{1,64})-([0-9]{6,9})\.json")
 _WRITER = re.compile(r"[A-Za-z0-9]{1,64}")
 
 
@@ -49,7 +50,9 @@ def check_body(body: object) -> Mapping[str, Any]:
     fields = table(body, "body")
     kind = text(fields.get("kind"), "kind")
     require(kind in _ATTRS, f"kind {kind[:40]!r} is unknown")
-    capture = name(fields.get("capture"), "capture")
+    withdrawal = kind == "withdrawal"
+    capture = "" if withdrawal else name(fields.get("capture"), "capture")
+    require(fields.get("capture") == capture, "a withdrawal is of no capture")
     require(_WRITER.fullmatch(text(fields.get("writer"), "writer")), "writer is not a name")
     whole(fields.get("number"), "number", 0, MAX_RECORDS)
     require("previous" in fields, "previous is missing")
@@ -57,6 +60,7 @@ def check_body(body: object) -> Mapping[str, Any]:
         digest(fields["previous"], "previous")
     paths = [_check_file(entry, capture) for entry in items(fields.get("files"), "files")]
     no_twins(paths, "files")
+    require(not (withdrawal and paths), "a withdrawal commits no files")
     attrs = table(fields.get("attrs"), "attrs")
     _ATTRS[kind](attrs)
     if kind == "segment":
@@ -100,6 +104,15 @@ def _check_samples(value: object) -> None:
 
 def _check_capture(attrs: Mapping[str, Any]) -> None:
     digest(attrs.get("config_digest"), "config_digest")
+    text(attrs.get("store", ""), "store")
+
+
+def _check_withdrawal(attrs: Mapping[str, Any]) -> None:
+    for value in items(attrs.get("records"), "records"):
+        named = table(value, "a withdrawn record")
+        known = RECORD_NAME.fullmatch(text(named.get("name"), "name"))
+        require(known, "a withdrawn record has no name of a record")
+        digest(named.get("sha256"), "sha256 of a withdrawn record")
 
 
 def _check_segment(attrs: Mapping[str, Any]) -> None:
@@ -144,4 +157,5 @@ _ATTRS = {
     "capture": _check_capture,
     "segment": _check_segment,
     "parameters": _check_parameters,
+    "withdrawal": _check_withdrawal,
 }

@@ -13,7 +13,8 @@ from .definition import CaptureDefinition
 from .errors import DamagedStoreError, SampleError
 from .inside import opened
 from .layout import ArraySpec, Site, fill_bytes, numpy_dtype
-from .records import Record, RecordLog
+from .record import Record
+from .records import RecordLog
 from .shards import FileEntry, decode_strings, read_shard_bytes
 
 
