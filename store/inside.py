@@ -16,6 +16,7 @@ from pathlib import Path
 
 from .errors import DamagedStoreError, StoreSpaceError
 from .guard import MAX_METADATA_BYTES
+from .layout import QUARANTINE
 
 MAX_DEPTH = 16
 """Folders below the root, one in the other."""
@@ -94,6 +95,8 @@ def tree_faults(root: Path) -> Iterator[tuple[str, str]]:
             path = f"{folder}/{entry.name}" if folder else entry.name
             if entry.is_symlink():
                 yield path, "it is a symbolic link; a store holds files and folders only"
+            elif path == QUARANTINE and entry.is_dir(follow_symlinks=False):
+                continue  # what a repair found odd lies there, and nobody reads or writes it
             elif entry.is_dir(follow_symlinks=False):
                 if depth >= MAX_DEPTH:
                     yield path, f"folders are nested deeper than {MAX_DEPTH}"

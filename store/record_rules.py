@@ -35,7 +35,7 @@ MAX_RECORDS = 10**9
 MAX_PATH = 1024
 CRC = 2**32 - 1
 _PATH = re.compile(rf"captures(/{NAME_PATTERN})+")
-RECORD_NAME = re.compile(r"([A-Za-z0-9]{1,64})-([0-9]{6,9})\.json")
+RECORD_NAME = re.compile(r"([A-Za-z0-9]{1,64})-([0-9]{6,18})\.json")
 _WRITER = re.compile(r"[A-Za-z0-9]{1,64}")
 
 
