@@ -269,7 +269,7 @@ attack.table(
     "ignored",
     "what is within the limits takes little memory",
     {
-        "half_a_million_lists": put("attrs", value={"x": [[]] * 500_000}),
+        "a_quarter_million_lists": put("attrs", value={"x": [[]] * 250_000}),
         "fifteen_mib_of_text": put("attrs", value={"x": "x" * 15 * 2**20}),
         "depth_50": put("attrs", value=json.loads('{"a":' * 50 + "1" + "}" * 50)),
     },

@@ -1,6 +1,6 @@
 """The child that meets hostile stores: little memory and time, and no way out unnoticed.
 
-Run as `python -m attacks.harness GROUP FOLDER` with `tests` on the path; prints one JSON line a
+Run as `python -m attacks.harness FOLDER GROUP…` with `tests` on the path; prints one JSON line a
 case. A violation raises inside the code under test and is reported even if that code swallows it.
 """
 
@@ -16,12 +16,13 @@ import signal
 import stat
 import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Never
 
-import dask
+import dask.config
 import numpy as np
 
 from lorascope.store import (
@@ -33,9 +34,9 @@ from lorascope.store import (
 )
 from lorascope.store.disk import Disk, use_disk
 
+from .attack import Attack
 from .forge import OUTPUTS, SITES, Forge, make_sound, sample
 
-GROUPS = ("tree", "records", "definitions", "data", "results")
 CASE_SECONDS = 10
 HEADROOM_BYTES = (128 + 64) * 2**20
 """Address space beyond that of a warm process: a budget of 128 MiB, and 64."""
@@ -181,7 +182,7 @@ def attempt(outcomes: dict[str, str], stage: str, action: Any) -> None:
         outcomes[stage] = "fine" + (f" {result}" if isinstance(result, str) else "")
 
 
-def run_case(attack: Any, sound: Path, folder: Path, guard: Guard) -> dict[str, Any]:
+def run_case(attack: Attack, sound: Path, folder: Path, guard: Guard) -> dict[str, Any]:
     """Spoil a copy of the sound store and use it in every way."""
     case = folder / "case"
     restore(sound, case / "in")
@@ -286,9 +287,9 @@ def _alarm(_number: int, _frame: object) -> Never:
     raise Hang(msg)
 
 
-def main(group: str, folder: Path) -> None:
-    """Run all attacks of a group."""
-    attacks = importlib.import_module(f"attacks.cases_{group}").ATTACKS
+def main(folder: Path, groups: Sequence[str]) -> None:
+    """Run all attacks of some groups, each in a fork of this process once that is warm."""
+    attacks = {group: importlib.import_module(f"attacks.cases_{group}").ATTACKS for group in groups}
     sound = folder / "sound"
     sound.mkdir()
     guard = Guard()
@@ -301,11 +302,28 @@ def main(group: str, folder: Path) -> None:
         write(warm / "s.zarr")
         read_results(warm / "r.zarr")
         guard.learn()
-        limit()
         say({"sound": digest})
+        for group in groups:
+            child = os.fork()
+            if child == 0:
+                try:
+                    _run_group(attacks[group], sound, folder / group, guard)
+                finally:
+                    sys.stderr.flush()
+                    os._exit(0)
+            os.waitpid(child, 0)
+
+
+def _run_group(attacks: Sequence[Attack], sound: Path, folder: Path, guard: Guard) -> None:
+    read_results(sound / "r.zarr")  # zarr makes its event loop anew after a fork
+    limit()
+    try:
         for attack in attacks:
             say({"begin": attack.name})
             say(run_case(attack, sound, folder, guard))
+    except BaseException:
+        traceback.print_exc()
+        raise
 
 
 def say(line: object) -> None:
@@ -323,4 +341,4 @@ def limit(cpu_seconds: int = 60) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(Path(sys.argv[1]), sys.argv[2:])

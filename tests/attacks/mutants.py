@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import dask
+import dask.config
 
 from lorascope.store import read_results, verify_store
 from lorascope.store.disk import use_disk
