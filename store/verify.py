@@ -176,17 +176,22 @@ def _check_metadata(store: Store, tree: Tree) -> Iterator[Damage]:
         if size is None:
             text = f"{expected.path}: the file is missing"
             yield Damage("missing", expected.path, text, expected.capture)
-        elif size > MAX_METADATA_BYTES or not expected.allows(
-            read_file(store.path / expected.path)
-        ):
+        elif size > MAX_METADATA_BYTES or not expected.allows(_read(store.path / expected.path)):
             text = f"{expected.path}: the metadata are not those of the capture's definition"
             yield Damage("metadata", expected.path, text, expected.capture)
     wanted = root_metadata(store.uuid)
     if sealed:
         wanted = sealed_root(store.path, store.uuid, captures)
-    named = {r.attrs.get("store", store.uuid) for r in store.log.records if r.kind == "capture"}
-    if named - {store.uuid} or read_file(store.path / "zarr.json") != wanted:
+    named = [r.attrs.get("store", store.uuid) for r in store.log.records if r.kind == "capture"]
+    if any(uuid != store.uuid for uuid in named) or _read(store.path / "zarr.json") != wanted:
         yield Damage("metadata", "zarr.json", "zarr.json: the root's metadata were changed")
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return read_file(path)
+    except OSError:
+        return None
 
 
 def _check_sealed(store: Store, digests: dict[str, str], report: VerifyReport) -> None:
