@@ -177,6 +177,9 @@ def read_definition(root: Path, name: str, log: RecordLog) -> CaptureDefinition:
         msg = f"{path} cannot be read: {error.strerror}"
         raise DamagedStoreError(msg) from error
     if named is None or file_entry(path, content) != named:
-        msg = f"{path} was changed after the capture was made"
+        msg = (
+            f"{path} was changed after the capture was made: restore it from a copy, or let "
+            "lorascope repair withdraw the capture"
+        )
         raise DamagedStoreError(msg)
     return CaptureDefinition.from_attributes(name, read_metadata(root / path)["attributes"])
