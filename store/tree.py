@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .files import remove_tree, sync_directory
-from .layout import COMMITS, LOCK, MANIFEST, QUARANTINE, STAGING
+from .layout import COMMITS, MANIFEST, QUARANTINE, STAGING
 
 MAX_DEPTH = 16
 """Folders deeper than this are no store's: they are not entered."""
@@ -56,6 +56,8 @@ def scan(root: Path, *below: str, without: tuple[str, ...] = ()) -> Tree:
                 if entry.is_dir(follow_symlinks=False) and path.count("/") < MAX_DEPTH:
                     tree.folders.append(path)
                     left.append(path)
+                elif _is_lock(path) and entry.is_file(follow_symlinks=False):
+                    continue  # its content is for people, and it comes and goes
                 elif entry.is_file(follow_symlinks=False):
                     tree.files[path] = entry.stat(follow_symlinks=False).st_size
                 else:
@@ -63,9 +65,14 @@ def scan(root: Path, *below: str, without: tuple[str, ...] = ()) -> Tree:
     return tree
 
 
+def _is_lock(path: str) -> bool:
+    folder, _, name = path.rpartition("/")
+    return folder == COMMITS and name.endswith(".lock")
+
+
 def scan_committed(root: Path) -> Tree:
     """Return what lies where only committed files have a place."""
-    return scan(root, "captures", COMMITS, without=(STAGING, LOCK))
+    return scan(root, "captures", COMMITS, without=(STAGING,))
 
 
 def scan_sealed(root: Path) -> Tree:
@@ -73,7 +80,7 @@ def scan_sealed(root: Path) -> Tree:
 
     Quarantined files are evidence of a repair, not content: they may be removed at any time.
     """
-    return scan(root, without=(STAGING, LOCK, MANIFEST, QUARANTINE))
+    return scan(root, without=(STAGING, MANIFEST, QUARANTINE))
 
 
 def remove_empty_folders(root: Path, tree: Tree, named: set[str]) -> None:
