@@ -76,7 +76,10 @@ def _load(root: Path, record: Record) -> CaptureDefinition:
     path = f"captures/{record.capture}/zarr.json"
     content = read_inside(root, path)
     if record.entries.get(path) != file_entry(path, content):
-        msg = f"{path} was changed after the capture was made"
+        msg = (
+            f"{path} was changed after the capture was made: restore it from a copy, or let "
+            "lorascope repair withdraw the capture"
+        )
         raise DamagedStoreError(msg)
     try:
         attributes = check_group(parse_json(content))

@@ -7,7 +7,7 @@
     - `SealedStoreError` — the store is sealed and never changes: write to another one.
     - `UnsealedStoreError` — what was asked needs a sealed store: `lorascope seal`.
     - `IncompleteCaptureError` — planned samples are missing: finish the capture first.
-    - `DamagedStoreError` — bytes differ from what was committed: `lorascope verify`.
+    - `DamagedStoreError` — bytes differ from what was committed: `lorascope verify`, then `repair`.
     - `MissingCaptureError`, `MissingSiteError` — the store does not hold it: choose one it does.
     - `ConfigMismatchError` — the store holds another run: use another path or another capture name.
     - `SampleError` — a sample that does not fit what was declared: mend the caller.

@@ -192,7 +192,8 @@ class RecordLog:
         chain = follow_chain(read_links(root))
         if chain.problems:
             first = min(chain.problems, key=lambda problem: problem.name)
-            raise DamagedStoreError(first.message)
+            msg = f"{first.message}. lorascope repair takes it back and keeps the rest."
+            raise DamagedStoreError(msg)
         self._take(root, writer, chain)
 
     @classmethod

@@ -118,7 +118,7 @@ def _root(root: Path, records: Sequence[Record]) -> tuple[str, bool]:
     named = [r.attrs.get("store") for r in records if r.kind == "capture"]
     uuid = next((u for u in [*named, attributes.get("uuid")] if isinstance(u, str)), str(uuid4()))
     state = attributes.get("state")
-    sealed = (root / MANIFEST).is_file() if state not in {"open", "sealed"} else state == "sealed"
+    sealed = (root / MANIFEST).is_file() if state not in ("open", "sealed") else state == "sealed"
     return uuid, sealed
 
 

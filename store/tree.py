@@ -56,11 +56,18 @@ def scan(root: Path, *below: str, without: tuple[str, ...] = ()) -> Tree:
                 if entry.is_dir(follow_symlinks=False) and path.count("/") < MAX_DEPTH:
                     tree.folders.append(path)
                     left.append(path)
+                elif _is_lock(path) and entry.is_file(follow_symlinks=False):
+                    continue  # its content is for people, and it comes and goes
                 elif entry.is_file(follow_symlinks=False):
                     tree.files[path] = entry.stat(follow_symlinks=False).st_size
                 else:
                     tree.odd.append(path)
     return tree
+
+
+def _is_lock(path: str) -> bool:
+    folder, _, name = path.rpartition("/")
+    return folder == COMMITS and name.endswith(".lock")
 
 
 def scan_committed(root: Path) -> Tree:

@@ -243,6 +243,39 @@ def test_a_repair_of_a_repair(copy, digest):
     ]
 
 
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"name": "../w0-000001.json", "sha256": "0" * 64},
+        {"name": "w0-000001.json", "sha256": "0" * 63},
+        {"name": "w0-000001.json", "sha256": None},
+        {"name": 7, "sha256": "0" * 64},
+        "w0-000001.json",
+    ],
+    ids=["name", "short", "null", "number", "text"],
+)
+def test_a_withdrawal_by_somebody_else_is_checked(copy, digest, named):
+    """Its checksum is right; what it names is not what a repair writes."""
+    body = {
+        "format": "lorascope-commit",
+        "version": 1,
+        "kind": "withdrawal",
+        "capture": "",
+        "writer": "repair",
+        "number": 0,
+        "previous": None,
+        "files": [],
+        "attrs": {"records": [named]},
+    }
+    sha256 = hashlib.sha256(canonical(body)).hexdigest()
+    record = copy / "__commits__/repair-000000.json"
+    record.write_bytes(to_json({"body": body, "sha256": sha256}))
+    with pytest.raises(DamagedStoreError, match="cannot be read"):
+        open_store(copy)
+    assert [w.record for w in repair_store(copy).withdrawn] == [record.name]
+    assert_whole_again(copy, digest)
+
+
 def test_a_sound_store_is_left_alone(copy):
     before = {p: p.read_bytes() for p in copy.rglob("*") if p.is_file() and p.suffix == ".json"}
     report = repair_store(copy)
