@@ -13,12 +13,10 @@ import os
 import resource
 import shutil
 import signal
-import stat
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, Never
 
@@ -35,6 +33,7 @@ from lorascope.store import (
 from lorascope.store.disk import Disk, use_disk
 
 from .attack import Attack
+from .copies import restore
 from .forge import OUTPUTS, SITES, Forge, make_sound, sample
 
 CASE_SECONDS = 10
@@ -230,56 +229,6 @@ def watched(guard: Guard, folder: Path, use: Callable[[], dict[str, str]]) -> di
     if guard.violations:
         outcomes["audit"] = f"BAD {guard.violations[0]}"
     return outcomes
-
-
-type Facts = tuple[int, ...]
-_restored: dict[str, Facts] = {}
-
-
-def restore(sound: Path, copy: Path) -> None:
-    """Make `copy` what `sound` is; only what changed since the last time is copied."""
-    copy.mkdir(parents=True, exist_ok=True)
-    there = scan(str(copy))
-    left = {path for path, facts in there.items() if _restored.get(path) == facts}
-    for path in sorted(there.keys() - left, reverse=True):
-        target = copy / path
-        if target.is_dir() and not target.is_symlink():
-            shutil.rmtree(target)
-            left = {kept for kept in left if not kept.startswith(f"{path}/")}
-        elif os.path.lexists(target):
-            target.unlink()
-    _restored.clear()
-    _restored.update((path, there[path]) for path in left)
-    for path in _entries(sound):
-        if path not in left:
-            if (sound / path).is_dir():
-                (copy / path).mkdir()
-            else:
-                shutil.copy2(sound / path, copy / path)
-            _restored[path] = _facts((copy / path).lstat())
-
-
-@cache
-def _entries(sound: Path) -> list[str]:
-    return sorted(scan(str(sound)))
-
-
-def scan(root: str, below: str = "") -> dict[str, Facts]:
-    """Return what tells whether an entry was replaced or changed; of folders, only the kind."""
-    found: dict[str, Facts] = {}
-    with os.scandir(f"{root}/{below}") as entries:
-        for entry in entries:
-            path = f"{below}{entry.name}"
-            found[path] = _facts(entry.stat(follow_symlinks=False))
-            if entry.is_dir(follow_symlinks=False):
-                found |= scan(root, f"{path}/")
-    return found
-
-
-def _facts(status: os.stat_result) -> Facts:
-    if stat.S_ISDIR(status.st_mode):
-        return (status.st_mode,)
-    return (status.st_mode, status.st_ino, status.st_mtime_ns, status.st_size)
 
 
 def _alarm(_number: int, _frame: object) -> Never:

@@ -21,8 +21,9 @@ import dask.config
 from lorascope.store import read_results, verify_store
 from lorascope.store.disk import use_disk
 
+from .copies import restore
 from .forge import Forge, make_sound
-from .harness import Guard, QuickDisk, attempt, limit, read_all, restore, say, watched, write
+from .harness import Guard, QuickDisk, attempt, limit, read_all, say, watched, write
 
 VALUES: list[Any] = [
     None,

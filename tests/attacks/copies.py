@@ -1,0 +1,58 @@
+"""A copy of the sound store that is made sound again after every case, at little cost."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from functools import cache
+from pathlib import Path
+
+type Facts = tuple[int, ...]
+_restored: dict[str, Facts] = {}
+
+
+def restore(sound: Path, copy: Path) -> None:
+    """Make `copy` what `sound` is; only what changed since the last time is copied."""
+    copy.mkdir(parents=True, exist_ok=True)
+    there = scan(str(copy))
+    left = {path for path, facts in there.items() if _restored.get(path) == facts}
+    for path in sorted(there.keys() - left, reverse=True):
+        target = copy / path
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target)
+            left = {kept for kept in left if not kept.startswith(f"{path}/")}
+        elif os.path.lexists(target):
+            target.unlink()
+    _restored.clear()
+    _restored.update((path, there[path]) for path in left)
+    for path in _entries(sound):
+        if path not in left:
+            if (sound / path).is_dir():
+                (copy / path).mkdir()
+            else:
+                shutil.copy2(sound / path, copy / path)
+            _restored[path] = _facts((copy / path).lstat())
+
+
+@cache
+def _entries(sound: Path) -> list[str]:
+    return sorted(scan(str(sound)))
+
+
+def scan(root: str, below: str = "") -> dict[str, Facts]:
+    """Return what tells whether an entry was replaced or changed; of folders, only the kind."""
+    found: dict[str, Facts] = {}
+    with os.scandir(f"{root}/{below}") as entries:
+        for entry in entries:
+            path = f"{below}{entry.name}"
+            found[path] = _facts(entry.stat(follow_symlinks=False))
+            if entry.is_dir(follow_symlinks=False):
+                found |= scan(root, f"{path}/")
+    return found
+
+
+def _facts(status: os.stat_result) -> Facts:
+    if stat.S_ISDIR(status.st_mode):
+        return (status.st_mode,)
+    return (status.st_mode, status.st_ino, status.st_mtime_ns, status.st_size)
