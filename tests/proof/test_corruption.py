@@ -116,11 +116,16 @@ def test_every_change_is_found(ram, seed, amount, note):
 
 
 def found_sound(store: Path) -> bool:
-    """Whether `verify` takes a store for sound; one that is no store any more is not."""
+    """Whether `verify` has nothing to say of a store.
+
+    A last record that is gone leaves nothing that could miss it: its files are then reported as
+    leftovers, as those of a crash before a commit are.
+    """
     try:
-        return verify_store(store).ok
+        report = verify_store(store)
     except StoreError:
         return False
+    return report.ok and not report.leftovers
 
 
 def read_or_refuse(run: Run, store: Path) -> bool:
