@@ -46,6 +46,18 @@ class FolderNode:
         self.pending.clear()
 
 
+def _safe_folder(path: Path) -> FolderNode:
+    folder = FolderNode()
+    for entry in path.iterdir():
+        if entry.is_dir():
+            folder.entries[entry.name] = _safe_folder(entry)
+        else:
+            data = entry.read_bytes()
+            folder.entries[entry.name] = FileNode(bytearray(data), data)
+    folder.sync()
+    return folder
+
+
 def _apply(entries: dict[str, Node], name: str, node: Node | None) -> None:
     if node is None:
         entries.pop(name, None)
@@ -59,12 +71,12 @@ class SimulatedDisk:
     Parameters
     ----------
     base
-        A directory that exists and is safe; all operations lie below it.
+        A directory that is safe as it is, with all that is in it; all operations lie below it.
     """
 
     def __init__(self, base: Path) -> None:
         self._base = base
-        self._root = FolderNode()
+        self._root = _safe_folder(base)
 
     def replay(self, operation: Operation) -> None:
         """Carry out one operation."""

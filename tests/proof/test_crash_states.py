@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from lorascope.store import open_store
+from lorascope.store import open_store, repair_store, seal_store, verify_store
 from lorascope.store.disk import use_disk
 
 from .crash import SimulatedDisk, freeze, put_tree
@@ -19,13 +21,20 @@ from .small_run import Run
 RUNS = [Run(n_samples=4), Run(n_samples=3, planned=False, threads=2, parameters=False)]
 
 
-def record(run: Run, base: Path) -> list[Operation]:
-    """Carry out a run and return its operations."""
-    base.mkdir()
+def record(base: Path, action: Callable[[Path], object]) -> list[Operation]:
+    """Carry out an action on the store in `base`; return its operations as if in `before`."""
     disk = RecordingDisk()
     with use_disk(disk):
-        run.write(base / "store")
-    return disk.trace
+        action(base / "store")
+    before = base.with_name("before")
+
+    def moved(path: Path | None) -> Path | None:
+        return None if path is None else before / path.relative_to(base)
+
+    return [
+        replace(op, path=before / op.path.relative_to(base), target=moved(op.target))
+        for op in disk.trace
+    ]
 
 
 class Promise:
@@ -52,9 +61,11 @@ class Promise:
 
 def prove(run: Run, folder: Path, *, seed: int, drawn: int) -> dict[str, int]:
     """Check every state after every operation; continue the run from some of them."""
-    trace = record(run, folder / "run")
+    (folder / "run").mkdir()
+    trace = record(folder / "run", run.write)
     expected = run.digest(folder / "undisturbed")
-    disk, promise, rng = SimulatedDisk(folder / "run"), Promise(), random.Random(seed)
+    (folder / "before").mkdir()
+    disk, promise, rng = SimulatedDisk(folder / "before"), Promise(), random.Random(seed)
     seen: set[object] = set()
     resumed = 0
     for number, operation in enumerate(trace):
@@ -110,11 +121,13 @@ def test_configurations(ram, seed, amount, note):
 def test_the_simulation_finds_a_missing_fsync(ram, seed):
     """A writer that does not sync its data, or a directory, is caught: the proof can fail."""
     run = Run()
-    trace = record(run, ram / "run")
+    (ram / "run").mkdir()
+    (ram / "before").mkdir()
+    trace = record(ram / "run", run.write)
     caught = []
     for kind in ("sync", "sync_directory"):
         lacking = [op for op in trace if op.kind != kind or op.path.name == "__commits__"]
-        disk, promise, rng = SimulatedDisk(ram / "run"), Promise(), random.Random(seed)
+        disk, promise, rng = SimulatedDisk(ram / "before"), Promise(), random.Random(seed)
         for operation in lacking:
             disk.replay(operation)
             promise.see(operation)
@@ -126,3 +139,63 @@ def test_the_simulation_finds_a_missing_fsync(ram, seed):
             except Exception:  # any way of noticing it will do
                 caught.append(kind)
     assert set(caught) == {"sync", "sync_directory"}
+
+
+def damage(store: Path) -> None:
+    """Flip a bit of a segment and remove metadata that a repair can write again."""
+    shard = store / "captures/a/sites/x/values/c.0.1.0"
+    data = bytearray(shard.read_bytes())
+    data[3] ^= 16
+    shard.write_bytes(data)
+    (store / "captures/a/rows/zarr.json").unlink()
+
+
+def finish_repair(run: Run, store: Path, expected: str) -> None:
+    """Whatever a crashed repair left: repair again, write again, all is there."""
+    repair_store(store)
+    assert verify_store(store).ok
+    run.write(store)
+    assert open_store(store).content_digest() == expected
+
+
+def finish_seal(run: Run, store: Path, expected: str) -> None:
+    """Whatever a crashed seal left is a sound store, open or sealed; sealing again ends it."""
+    run.check(store, {f"s{n}" for n in range(run.n_samples)})
+    seal_store(store)
+    assert verify_store(store, "full").ok
+    assert open_store(store).content_digest() == expected
+
+
+ACTIONS = {"seal": (seal_store, finish_seal), "repair": (repair_store, finish_repair)}
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("run", RUNS, ids=["planned", "unplanned"])
+def test_every_crash_state_of_seal_and_repair(ram, run, action, seed, amount, note):
+    act, finish = ACTIONS[action]
+    (ram / "before").mkdir()
+    expected = run.digest(ram / "before/store")
+    if action == "repair":
+        damage(ram / "before/store")
+    shutil.copytree(ram / "before", ram / "run")
+    disk, rng = SimulatedDisk(ram / "before"), random.Random(seed)
+    seen: set[int] = set()
+    operations = record(ram / "run", act)
+    for number, operation in enumerate(operations):
+        disk.replay(operation)
+        for tree in disk.states(rng, drawn=amount("draws", change=1, release=6)):
+            key = hash(freeze(tree))
+            if key in seen:
+                continue
+            seen.add(key)
+            put_tree(tree, ram / "state")
+            try:
+                finish(run, ram / "state/store", expected)
+            except Exception as error:
+                where = f"{operation.kind} {operation.path.name}"
+                error.add_note(f"after operation {number}: {where}")
+                raise
+            shutil.rmtree(ram / "state")
+    assert len(seen) > 5
+    counts = {"operations": len(operations), "states": len(seen)}
+    note(f"power cut in every state of a {action}, then the same command", **counts)

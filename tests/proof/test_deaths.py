@@ -15,6 +15,7 @@ from lorascope.store.disk import use_disk
 
 from .disks import CountingDisk, DiedError, DyingDisk, FailingDisk, ShortDisk, open_files
 from .small_run import Run
+from .test_crash_states import ACTIONS, damage
 
 RUNS = [Run(n_samples=4), Run(n_samples=3, planned=False, threads=2, parameters=False)]
 
@@ -162,3 +163,27 @@ def test_a_failed_fsync_is_never_retried(ram):
         failed += bool(disk.failed)
         assert not disk.retried
     assert failed > 20
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("run", RUNS, ids=["planned", "unplanned"])
+def test_death_at_every_operation_of_seal_and_repair(ram, run, action, note):
+    act, finish = ACTIONS[action]
+    expected = run.digest(ram / "before")
+    if action == "repair":
+        damage(ram / "before")
+    at, ended = 0, False
+    while not ended:
+        at += 1
+        path = ram / "killed"
+        shutil.copytree(ram / "before", path)
+        with use_disk(DyingDisk(at=at)):
+            try:
+                act(path)
+                ended = True
+            except DiedError:
+                pass
+        finish(run, path, expected)
+        shutil.rmtree(path)
+    assert at > 5
+    note(f"kill at every operation of a {action}, then the same command", kills=at - 1)
