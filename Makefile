@@ -29,7 +29,7 @@ demo: $(VENV)/.capture
 test: lint
 	$(PY) -m pytest
 
-# One number can be asked for: LORASCOPE_PROOF_KILLS=20000; see tests/proof/conftest.py.
+# One number can be asked for: LORASCOPE_PROOF_KILLS=20000; see tests/conftest.py.
 proof: $(VENV)/.test
 	mkdir -p build && rm -f build/proof.jsonl
 	LORASCOPE_PROOF=$${LORASCOPE_PROOF-release} LORASCOPE_PROOF_LOG=build/proof.jsonl $(PY) -m pytest tests/proof tests/attacks
