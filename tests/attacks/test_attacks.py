@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from .child import run_child
+
 GROUPS = ("tree", "records", "definitions", "data", "results")
-TESTS = Path(__file__).parents[1]
 ATTACKS = [
     (group, attack)
     for group in GROUPS
@@ -28,18 +25,7 @@ ATTACKS = [
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Return the outcomes of all cases by name, and the sound digest under no name."""
-    child = subprocess.run(
-        [sys.executable, "-m", "attacks.harness", tmp_path_factory.mktemp("attacks"), *GROUPS],
-        env=os.environ
-        | {
-            "PYTHONPATH": f"{TESTS}{os.pathsep}{os.pathsep.join(sys.path)}",
-            "MALLOC_ARENA_MAX": "1",
-            "OPENBLAS_NUM_THREADS": "1",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    child = run_child("harness", tmp_path_factory.mktemp("attacks"), *GROUPS)
     lines = [json.loads(line) for line in child.stdout.splitlines()]
     assert lines, child.stderr[-3000:]
     ended = f"BAD the child ended: {child.stderr[-2000:]}"

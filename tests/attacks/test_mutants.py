@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
-TESTS = Path(__file__).parents[1]
+from .child import run_child
 
 
 def test_mutants_raise_nothing_but_our_errors(tmp_path, amount, seed, note):
     total = amount("mutants", change=1000, release=100_000)
-    child = subprocess.run(
-        [sys.executable, "-m", "attacks.mutants", tmp_path, str(total), str(seed)],
-        env=os.environ
-        | {
-            "PYTHONPATH": f"{TESTS}{os.pathsep}{os.pathsep.join(sys.path)}",
-            "MALLOC_ARENA_MAX": "1",
-            "OPENBLAS_NUM_THREADS": "1",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    child = run_child("mutants", tmp_path, str(total), str(seed))
     assert child.returncode == 0, child.stderr[-3000:]
     *bad, last = [json.loads(line) for line in child.stdout.splitlines()]
     assert not bad, json.dumps(bad[:5], indent=1)
