@@ -24,6 +24,7 @@ from .definition import CaptureDefinition, plan_digest
 from .errors import InvalidStoreError, SampleError, StoreSpaceError
 from .files import disk_errors, exclusive_lock
 from .layout import COMMITS, FORMAT_NAME, FORMAT_VERSION, Output, SampleRows, Site, check_name
+from .profiles import ProfileName, check_profile
 from .records import RecordLog
 from .writer import Writer, WriterRun
 
@@ -44,6 +45,7 @@ def create_store(  # noqa: PLR0913 - everything after the sites is optional and 
     batch_size: int = 1,
     buffer_bytes: int = DEFAULT_BUFFER_BYTES,
     threads: int = 1,
+    profile: str = "fast",
 ) -> Writer:
     """Return a writer for one capture of the store at `path`.
 
@@ -75,6 +77,10 @@ def create_store(  # noqa: PLR0913 - everything after the sites is optional and 
         Bound on the bytes that wait for the disk; `append` blocks beyond it.
     threads
         Writer threads.
+    profile
+        How values are stored: `fast` (raw), `compact` (lz4, about a fifth smaller for bfloat16; one
+        inner chunk of memory an array) or `portable` (raw, float16 and bfloat16 widened to
+        float32). `archive` is for copies: see `copy_store`.
 
     Returns
     -------
@@ -95,6 +101,8 @@ def create_store(  # noqa: PLR0913 - everything after the sites is optional and 
     root = Path(path)
     check_name("capture", capture)
     _check_sites(sites)
+    chosen = _writable_profile(profile)
+    sites = [site.in_profile(chosen) for site in sites]
     segments: list[list[SampleRows]] = []
     if plan is not None:
         _check_plan(plan)
@@ -117,6 +125,7 @@ def create_store(  # noqa: PLR0913 - everything after the sites is optional and 
         plan=None if plan is None else plan_digest(plan),
         planned_sizes=tuple(map(len, segments)),
         planned_last=_last_used(segments),
+        profile=chosen,
     )
     stack = ExitStack()
     with stack, disk_errors(f"opening {root} for writing"):
@@ -126,7 +135,7 @@ def create_store(  # noqa: PLR0913 - everything after the sites is optional and 
         explicit = [s for s, v in (("rows", segment_rows), ("samples", segment_samples)) if v]
         definition, log = _open_capture(root, definition, explicit)
         segments = _cut_as_stored(plan, definition) if plan is not None else []
-        _raise_open_files(2 * sum(len(site.layer_labels) for site in sites) + 64)
+        raise_open_files(2 * sum(len(site.layer_labels) for site in sites) + 64)
         run = WriterRun(segments, buffer_bytes, threads, stack.pop_all())
         return Writer(root, definition, log, run)
 
@@ -170,6 +179,17 @@ def _check_space(root: Path, definition: CaptureDefinition) -> None:
         raise StoreSpaceError(msg)
 
 
+def _writable_profile(name: str) -> ProfileName:
+    profile = check_profile(name)
+    if profile == "archive":
+        msg = (
+            "profile 'archive' is too slow to record in: record in 'fast' or 'compact', then run "
+            "`lorascope cp STORE COPY --profile archive`"
+        )
+        raise SampleError(msg)
+    return profile
+
+
 def _check_sites(sites: Sequence[Site]) -> None:
     names = [(site.kind, site.name.casefold()) for site in sites]
     doubled = sorted({name for kind, name in names if names.count((kind, name)) > 1})
@@ -202,7 +222,8 @@ def _cut_as_stored(
     return [list(plan[start:stop]) for start, stop in pairwise(bounds)]
 
 
-def _raise_open_files(needed: int) -> None:
+def raise_open_files(needed: int) -> None:
+    """Raise this process's own limit on open files, as far as the system lets it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = needed + 256
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -62,8 +62,11 @@ def prepare_folder(root: Path) -> None:
     make_directories(root / STAGING)
 
 
-def prepare_root(root: Path) -> None:
-    """Write the root's metadata if they are not there yet; the caller holds the lock."""
+def prepare_root(root: Path, attributes: Mapping[str, Any] | None = None) -> None:
+    """Write the root's metadata if they are not there yet; the caller holds the lock.
+
+    `attributes` are those of a copy; a new store gets its own.
+    """
     staging = root / STAGING
     clear_folder(staging)
     if (root / "zarr.json").exists():
@@ -71,14 +74,19 @@ def prepare_root(root: Path) -> None:
     captures = root / "captures"
     make_directories(captures)
     write_durable(captures / "zarr.json", group_metadata({}), staging=staging)
-    attributes = {
+    content = group_metadata(new_attributes() if attributes is None else attributes)
+    write_durable(root / "zarr.json", content, staging=staging)
+    sync_directory(root.parent)
+
+
+def new_attributes() -> dict[str, Any]:
+    """Return the root attributes of a new store."""
+    return {
         "format": FORMAT_NAME,
         "version": FORMAT_VERSION,
         "uuid": str(uuid.uuid4()),
         "state": "open",
     }
-    write_durable(root / "zarr.json", group_metadata(attributes), staging=staging)
-    sync_directory(root.parent)
 
 
 def clear_folder(folder: Path) -> None:
@@ -190,6 +198,8 @@ def check_same_run(
         Which of `rows`, `samples` were asked for explicitly (others follow the store).
     """
     difference = first_difference(stored.config, asked.config)
+    if difference is None and stored.profile != asked.profile:
+        difference = ("profile", stored.profile, asked.profile)
     if difference is None and stored.plan != asked.plan:
         difference = ("the samples (ids, order or rows)", "another plan", "this plan")
     if difference is None and stored.outputs != asked.outputs:

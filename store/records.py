@@ -130,6 +130,13 @@ def _inside(path: str) -> str:
     return path
 
 
+def _count(value: object) -> int:
+    if not isinstance(value, int) or value < 0:
+        msg = f"{value!r} is not a count"
+        raise ValueError(msg)
+    return value
+
+
 def _from_body(body: Mapping[str, Any]) -> Record:
     return Record(
         kind=body["kind"],
@@ -144,6 +151,7 @@ def _from_body(body: Mapping[str, Any]) -> Record:
                 f["crc32c"],
                 tuple(f.get("chunks", ())),
                 f.get("chunk_bytes", 0),
+                _count(f.get("slots", 0)),
             )
             for f in body["files"]
         ),
@@ -164,7 +172,7 @@ class RecordLog:
     root
         The store's root.
     writer
-        Name under which new records are written.
+        Name under which new records are written; may be changed between them.
 
     Raises
     ------
@@ -174,7 +182,7 @@ class RecordLog:
 
     def __init__(self, root: Path, writer: str = "w0") -> None:
         self._root = root
-        self._writer = writer
+        self.writer = writer
         self.records: list[Record] = []
         self._last: dict[str, tuple[int, str]] = {}
         self._committing = threading.Lock()
@@ -220,11 +228,11 @@ class RecordLog:
     ) -> Record:
         """Write the record that commits `files`; they must be durable already."""
         with self._committing:
-            number, previous = self._last.get(self._writer, (-1, None))
+            number, previous = self._last.get(self.writer, (-1, None))
             record = Record(
                 kind=kind,
                 capture=capture,
-                writer=self._writer,
+                writer=self.writer,
                 number=number + 1,
                 previous=previous,
                 files=tuple(files),

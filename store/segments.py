@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from .chunking import chunk_rows
 from .definition import CaptureDefinition
+from .encoded import read_encoded_bytes
 from .errors import DamagedStoreError, SampleError
 from .layout import ArraySpec, Site, numpy_dtype
+from .profiles import ChunkCodec
 from .records import Record, RecordLog
 from .shards import FileEntry, decode_strings, read_shard_bytes
 
@@ -115,17 +116,17 @@ class SegmentReader:
 
     def rows(self, site: Site, layer: int, window: Window) -> np.ndarray:
         """Return rows as stored: `[row, feature]`."""
-        inner = chunk_rows(site, self._definition.shape.rows)
-        return self._sharded(site, layer, window, inner)
+        return self._sharded(site, layer, window)
 
     def pooled(self, site: Site, layer: int, window: Window) -> np.ndarray:
         """Return pooled values as stored: `[sample, feature]`."""
-        return self._sharded(site, layer, window, self._definition.shape.samples)
+        return self._sharded(site, layer, window)
 
-    def _sharded(self, site: Site, layer: int, window: Window, inner: int) -> np.ndarray:
+    def _sharded(self, site: Site, layer: int, window: Window) -> np.ndarray:
         total = sum(piece.stop - piece.start for piece in window)
         out = np.empty((total, site.width), numpy_dtype(site.dtype))
         spec = self._definition.values_spec(site)
+        inner = self._definition.slots(site)[1]
         at = 0
         for piece in window:
             count = piece.stop - piece.start
@@ -133,11 +134,26 @@ class SegmentReader:
                 continue
             entry = find_entry(piece.record, spec.chunk_path(layer, piece.record.segment or 0, 0))
             chunks = range(piece.start // inner, -(-piece.stop // inner))
-            raw = read_shard_bytes(self._root / entry.path, entry, chunks)
+            raw = self._chunks(entry, chunks, inner * site.row_bytes, spec.codec)
             skip = piece.start - chunks.start * inner
             _copy_rows(raw, out[at : at + count], skip, inner)
             at += count
         return out
+
+    def _chunks(
+        self, entry: FileEntry, chunks: range, chunk_bytes: int, codec: ChunkCodec | None
+    ) -> np.ndarray:
+        """Return checked chunks as the capture declares them: `[chunk, bytes]`."""
+        if entry.chunk_bytes != chunk_bytes or bool(entry.slots) != (codec is not None):
+            msg = (
+                f"{entry.path}: its commit record says chunks of {entry.chunk_bytes} bytes in "
+                f"{entry.slots} slots, which is not what the capture declares"
+            )
+            raise DamagedStoreError(msg)
+        path = self._root / entry.path
+        if codec is None:
+            return read_shard_bytes(path, entry, chunks)
+        return read_encoded_bytes(path, entry, chunks, codec)
 
     def plain(self, spec: ArraySpec, window: Window) -> np.ndarray:
         """Return a window of an array that has one chunk per segment."""

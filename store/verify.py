@@ -8,19 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
+from .blocks import checked_blocks
 from .capture import Capture
 from .creation import file_entry
 from .definition import CaptureDefinition
 from .errors import DamagedStoreError
-from .files import crc32c, read_file
+from .files import read_file
 from .layout import ArraySpec, group_metadata
 from .reader import Store, open_store
 from .records import Record
-from .shards import CRC_BYTES, FileEntry, read_range
-
-_BLOCK_BYTES = 8 * 2**20
+from .shards import FileEntry
 
 type Level = Literal["quick", "default"]
 type DamageKind = Literal["missing", "size", "checksum", "metadata", "records"]
@@ -142,17 +139,12 @@ def _check_file(store: Store, record: Record, entry: FileEntry, level: Level) ->
 
 def _same_bytes(path: Path, entry: FileEntry) -> bool:
     """Read a file once, comparing every chunk and the whole with the record."""
-    stride = entry.chunk_bytes + CRC_BYTES if entry.chunks else _BLOCK_BYTES
-    block = np.empty(min(entry.size, stride), np.uint8)
-    crc = 0
-    for number, offset in enumerate(range(0, entry.size, stride)):
-        part = block[: min(stride, entry.size - offset)]
-        if read_range(path, part, offset) != part.size:
-            return False
-        crc = crc32c(part, crc)
-        if number < len(entry.chunks) and crc32c(part[:-CRC_BYTES]) != entry.chunks[number]:
-            return False
-    return crc == entry.crc32c
+    try:
+        for _ in checked_blocks(path, entry):
+            pass
+    except DamagedStoreError:
+        return False
+    return True
 
 
 def _damage(store: Store, record: Record, entry: FileEntry, kind: DamageKind, text: str) -> Damage:

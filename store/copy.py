@@ -1,0 +1,244 @@
+"""`copy_store`: the same content in another folder, byte for byte or in another profile.
+
+The copy takes over the source's commits one by one: their files first, checked against the
+source's record while they are read, then the record. An interrupted copy is a sound store with
+fewer commits, and the same call goes on with the next one.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .copying import CommitCopier
+from .creation import (
+    file_entry,
+    new_attributes,
+    prepare_folder,
+    prepare_root,
+    read_metadata,
+    sweep,
+)
+from .definition import CaptureDefinition
+from .errors import ConfigMismatchError, InvalidStoreError, StoreError, StoreSpaceError
+from .files import disk_errors, exclusive_lock
+from .layout import COMMITS
+from .profiles import ProfileName, check_profile
+from .reader import Store, open_store
+from .records import Record, RecordLog
+
+_ELSEWHERE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/.*|.*\.(zip|tar|tgz|gz)", re.DOTALL)
+_ORIGIN = "copy_of"
+
+
+@dataclass(frozen=True, slots=True)
+class CopyReport:
+    """What `copy_store` did."""
+
+    source: str
+    """Path that was read."""
+    target: str
+    """Path that was written."""
+    profile: str | None
+    """The profile asked for; None for a copy byte for byte."""
+    captures: tuple[str, ...]
+    """Captures of the copy."""
+    commits: int
+    """Commits (definitions, parameter sets, segments) that were copied now."""
+    skipped: int
+    """Commits that were there already."""
+    bytes_read: int
+    """Bytes of the files that were copied now, in the source."""
+    bytes_written: int
+    """The same in the copy."""
+
+
+def copy_store(
+    source: str | Path,
+    target: str | Path,
+    *,
+    profile: str | None = None,
+    captures: Sequence[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> CopyReport:
+    """Copy a store, checking every byte that is read; the same call resumes a broken copy.
+
+    Parameters
+    ----------
+    source
+        The store's folder; it may be growing: what is committed is copied.
+    target
+        A new or empty folder, or a started copy of the same source.
+    profile
+        `fast`, `compact`, `archive` or `portable`: how the copy stores values. None keeps every
+        file, every record and the uuid as they are.
+    captures
+        Names of the captures to copy; None copies all.
+    progress
+        Called with bytes of the source done and in all.
+
+    Returns
+    -------
+    CopyReport
+        What was copied.
+
+    Raises
+    ------
+    DamagedStoreError
+        If the source differs from its records; what was copied before is sound.
+    ConfigMismatchError
+        If the target is another store, or a copy made otherwise.
+    InvalidStoreError
+        If the source is no store, or the target holds other things.
+    StoreSpaceError
+        If the disk has no room.
+
+    Notes
+    -----
+    `content_digest` of the copy is that of the source, except where `portable` widens float16 or
+    bfloat16 sites: the values are equal, their data type is another one. Memory stays at some
+    inner chunks. A copy in another profile, or of some captures, has its own uuid and says in its
+    root attribute `copy_of` what it is a copy of.
+    """
+    wanted = None if profile is None else check_profile(profile)
+    root = _folder(target)
+    store = open_store(_folder(source))
+    _check_apart(store.path, root)
+    names = list(store.captures) if captures is None else list(captures)
+    definitions = {name: _in_profile(store, name, wanted) for name in names}
+    records = [record for record in store.log.records if record.capture in definitions]
+    origin = None
+    if wanted is not None or captures is not None:
+        chosen = None if captures is None else sorted(names)
+        origin = {"uuid": store.uuid, "profile": wanted, "captures": chosen}
+    with ExitStack() as stack, disk_errors(f"copying {store.path} to {root}"):
+        prepare_folder(root)
+        stack.enter_context(exclusive_lock(root / COMMITS / "store.lock"))
+        _prepare_root(store, root, origin)
+        log = RecordLog(root)
+        done = _copied(root, log, records)
+        left = [record for record in records if _key(record) not in done]
+        _check_space(root, left, wanted)
+        sweep(root, log, [r.capture for r in log.records if r.kind == "capture"])
+        copier = CommitCopier(store, root, log, definitions)
+        copier.settle()
+        read, total = 0, sum(_size(record) for record in left)
+        written = 0
+        for record in left:
+            written += _size(copier.copy(record))
+            read += _size(record)
+            if progress is not None:
+                progress(read, total)
+    return CopyReport(
+        source=str(source),
+        target=str(target),
+        profile=wanted,
+        captures=tuple(names),
+        commits=len(left),
+        skipped=len(done),
+        bytes_read=read,
+        bytes_written=written,
+    )
+
+
+def _folder(place: str | Path) -> Path:
+    """Return a path of this machine; archives and addresses are refused."""
+    if _ELSEWHERE.fullmatch(str(place)) and not Path(place).is_dir():
+        msg = f"{place} is no folder: stores are copied from folder to folder. Name a folder."
+        raise StoreError(msg)
+    return Path(place)
+
+
+def _check_apart(source: Path, target: Path) -> None:
+    here, there = source.resolve(), target.resolve()
+    if here == there or here in there.parents or there in here.parents:
+        msg = f"{target} and {source} lie inside each other: name a folder beside the store"
+        raise StoreError(msg)
+
+
+def _in_profile(store: Store, name: str, profile: ProfileName | None) -> CaptureDefinition:
+    """Return a capture's definition as the copy will have it."""
+    definition = store.capture(name).definition
+    path = f"{definition.root}/zarr.json"
+    record = next(r for r in store.log.records if r.kind == "capture" and r.capture == name)
+    if file_entry(path, definition.metadata()) not in record.files:
+        msg = (
+            f"capture {name!r} of {store.path} says more than this lorascope knows, which a copy "
+            "would lose: upgrade it"
+        )
+        raise InvalidStoreError(msg)
+    if profile is None:
+        return definition
+    sites = tuple(site.in_profile(profile) for site in definition.sites)
+    return replace(definition, sites=sites, profile=profile)
+
+
+def _prepare_root(store: Store, root: Path, origin: Mapping[str, Any] | None) -> None:
+    """Make the target's root, or check that it is that of a started copy."""
+    same = read_metadata(store.path / "zarr.json")["attributes"]
+    if (root / "zarr.json").exists():
+        found = read_metadata(root / "zarr.json")["attributes"]
+        if (found == same) if origin is None else (found.get(_ORIGIN) == origin):
+            prepare_root(root)
+            return
+        msg = (
+            f"{root} holds a store that is not a started copy of {store.path} "
+            "with this profile and these captures: name another target"
+        )
+        raise ConfigMismatchError(msg)
+    prepare_root(root, same if origin is None else new_attributes() | {_ORIGIN: origin})
+
+
+type _Key = tuple[str, str, object]
+
+
+def _key(record: Record) -> _Key:
+    """Return what a commit is of."""
+    what = record.segment if record.kind == "segment" else tuple(sorted(_arrays(record)))
+    return record.kind, record.capture, what
+
+
+def _arrays(record: Record) -> Mapping[str, Any]:
+    return record.attrs.get("arrays", {}) if record.kind == "parameters" else {}
+
+
+def _copied(root: Path, log: RecordLog, records: Sequence[Record]) -> set[_Key]:
+    """Return what the target has already; all of it must come from the source."""
+    known = {_key(record): record for record in records}
+    for record in log.records:
+        original = known.get(_key(record))
+        if original is None or record.samples != original.samples or record.attrs != original.attrs:
+            msg = (
+                f"{root} was a copy and went on by itself: its commit {record.file_name} is not "
+                "one of the source. Name another target."
+            )
+            raise ConfigMismatchError(msg)
+    return {_key(record) for record in log.records}
+
+
+def _check_space(root: Path, records: Sequence[Record], profile: ProfileName | None) -> None:
+    """Refuse early what cannot fit; compressed sizes are not known beforehand."""
+    if profile in {"compact", "archive"}:
+        return
+    raw = profile is not None
+    needed = sum(
+        max(entry.size, len(entry.chunks) * entry.chunk_bytes if raw else 0)
+        for record in records
+        for entry in record.files
+    )
+    free = shutil.disk_usage(root).free
+    if needed > free:
+        msg = (
+            f"the copy needs {needed / 2**30:.1f} GiB, the disk of {root} has "
+            f"{free / 2**30:.1f} GiB free: name a target on another disk"
+        )
+        raise StoreSpaceError(msg)
+
+
+def _size(record: Record) -> int:
+    return sum(entry.size for entry in record.files)

@@ -1,0 +1,237 @@
+"""Copies: the same bytes, or the same values in another profile; broken copies go on."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+
+from lorascope.store import (
+    ConfigMismatchError,
+    DamagedStoreError,
+    InvalidStoreError,
+    MissingCaptureError,
+    Output,
+    StoreError,
+    StoreWriteError,
+    copy_store,
+    create_store,
+    open_store,
+    verify_store,
+)
+from lorascope.store.disk import Disk, use_disk
+
+from .conftest import SITES, make_samples, plan_of
+
+PROFILES = ["fast", "compact", "archive", "portable"]
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["planned", "unplanned"])
+def source(request, tmp_path_factory):
+    """Two captures of several segments, one short of a column, with parameters."""
+    path = tmp_path_factory.mktemp("source") / "s.zarr"
+    samples = make_samples()
+    for capture in ("base", "lora"):
+        with create_store(
+            path,
+            capture=capture,
+            sites=SITES,
+            outputs=[Output("logits", (4,)), Output("loss")],
+            config={"seed": 0},
+            attrs={"model": "tiny"},
+            segment_samples=6,
+            plan=plan_of(samples) if request.param else None,
+        ) as writer:
+            writer.write_parameters({"head.weight": np.eye(3), "scale": np.float32(2)})
+            writer.write_parameters({"norm": np.arange(4)}, attrs={"eps": 1e-5})
+            for sample in samples:
+                writer.append(**sample)
+    return path
+
+
+def contents(path) -> dict[str, bytes]:
+    return {
+        p.relative_to(path).as_posix(): p.read_bytes()
+        for p in path.rglob("*")
+        if p.is_file() and p.name != "store.lock"
+    }
+
+
+def test_a_copy_is_the_store_byte_for_byte(source, tmp_path):
+    report = copy_store(source, tmp_path / "c.zarr")
+    assert contents(tmp_path / "c.zarr") == contents(source)
+    assert report.commits == len(open_store(source).log.records)
+    assert report.bytes_read == report.bytes_written > 0
+    again = copy_store(source, tmp_path / "c.zarr")
+    assert (again.commits, again.skipped) == (0, report.commits)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_copy_in_a_profile_holds_the_same(source, tmp_path, profile):
+    copy_store(source, tmp_path / "c.zarr", profile=profile)
+    old, new = open_store(source), open_store(tmp_path / "c.zarr")
+    assert verify_store(new.path).ok
+    assert new.uuid != old.uuid
+    assert new.captures == old.captures
+    same = new.content_digest() == old.content_digest()
+    assert same == (profile != "portable")
+    assert new.samples.equals(old.samples)
+    for name in old.captures:
+        one, two = old.capture(name), new.capture(name)
+        assert two.attrs == one.attrs
+        assert two.definition.config_digest == one.definition.config_digest
+        assert two.definition.planned_sizes == one.definition.planned_sizes
+        assert two.groups == one.groups == ("speaker",)
+        assert two.parameter_attrs == one.parameter_attrs
+        assert {k: v.tolist() for k, v in two.parameters.items()} == {
+            k: v.tolist() for k, v in one.parameters.items()
+        }
+        assert [r.samples for r in two.segments.records] == [
+            r.samples for r in one.segments.records
+        ]
+        for site in one.sites.values():
+            for layer in site.layers or (None,):
+                here = one.read_rows(site.name, layer)
+                assert two.read_rows(site.name, layer).tobytes() == here.tobytes()
+        for layer in (0, 1):
+            here = one.read_pooled("resid_post.mean_valid", layer)
+            assert two.read_pooled("resid_post.mean_valid", layer).tobytes() == here.tobytes()
+    resid = new.capture("base").definition.sites[0]
+    if profile == "portable":
+        assert (resid.dtype, resid.source_dtype) == ("float32", "bfloat16")
+    else:
+        assert (resid.dtype, resid.source_dtype) == ("bfloat16", None)
+
+
+@pytest.mark.parametrize("profile", ["compact", "archive"])
+def test_there_and_back_gives_the_same_files(source, tmp_path, profile):
+    copy_store(source, tmp_path / "small", profile=profile)
+    copy_store(tmp_path / "small", tmp_path / "back", profile="fast")
+    back, first = contents(tmp_path / "back"), contents(source)
+    assert back.pop("zarr.json") != first.pop("zarr.json")
+    assert back == first
+
+
+def test_some_captures(source, tmp_path):
+    copy_store(source, tmp_path / "c.zarr", captures=["lora"])
+    new = open_store(tmp_path / "c.zarr")
+    assert new.captures == ["lora"]
+    assert verify_store(new.path).ok
+    here = open_store(source).capture("lora").read_rows("resid_post", 1)
+    np.testing.assert_array_equal(new.capture("lora").read_rows("resid_post", 1), here)
+    with pytest.raises(MissingCaptureError, match="no capture 'none'"):
+        copy_store(source, tmp_path / "d.zarr", captures=["none"])
+
+
+class Breaking(Disk):
+    """Refuses everything from the N-th changing operation on."""
+
+    def __init__(self, at: int) -> None:
+        self.at, self.done = at, 0
+
+    def _count(self) -> None:
+        self.done += 1
+        if self.done > self.at:
+            raise OSError(5, "broken")
+
+    def create(self, path):
+        self._count()
+        return super().create(path)
+
+    def sync(self, descriptor):
+        self._count()
+        super().sync(descriptor)
+
+    def rename(self, source, target):
+        self._count()
+        super().rename(source, target)
+
+    def unlink(self, path):
+        self._count()
+        super().unlink(path)
+
+
+@pytest.mark.parametrize("profile", [None, "compact"])
+def test_a_broken_copy_goes_on(source, tmp_path, profile):
+    whole = tmp_path / "whole"
+    counting = Breaking(10**9)
+    with use_disk(counting):
+        copy_store(source, whole, profile=profile)
+    wanted = contents(whole)
+    kept = 0
+    for number, at in enumerate(range(1, counting.done, counting.done // 12)):
+        target = tmp_path / str(number)
+        with use_disk(Breaking(at)), pytest.raises(StoreWriteError):
+            copy_store(source, target, profile=profile)
+        if (target / "zarr.json").exists():
+            assert verify_store(target).ok
+            kept += len(open_store(target).log.records) > 0
+        copy_store(source, target, profile=profile)
+        found = contents(target)
+        if profile is not None:  # the root has a uuid of its own
+            assert found.pop("zarr.json")
+            assert found == {k: v for k, v in wanted.items() if k != "zarr.json"}
+        else:
+            assert found == wanted
+    assert kept > 5
+
+
+def test_a_growing_source_is_followed(tmp_path):
+    samples = make_samples()
+    options = {"capture": "base", "sites": SITES, "segment_samples": 6}
+    outputs = [Output("logits", (4,)), Output("loss")]
+    for part in (samples[:12], samples[12:]):
+        with create_store(tmp_path / "s", outputs=outputs, **options) as writer:
+            for sample in part:
+                writer.append(**sample)
+        copy_store(tmp_path / "s", tmp_path / "c")
+        copy_store(tmp_path / "s", tmp_path / "d", profile="archive")
+        assert verify_store(tmp_path / "c").ok
+        assert verify_store(tmp_path / "d").ok
+    digest = open_store(tmp_path / "s").content_digest()
+    assert open_store(tmp_path / "c").content_digest() == digest
+    assert open_store(tmp_path / "d").content_digest() == digest
+
+
+def test_other_targets_are_refused(source, tmp_path, write_store):
+    other = write_store("other.zarr")
+    before = contents(other)
+    for profile in (None, "compact"):
+        with pytest.raises(ConfigMismatchError, match="not a started copy"):
+            copy_store(source, other, profile=profile)
+    assert contents(other) == before
+    copy_store(source, tmp_path / "c", profile="compact")
+    for options in ({}, {"profile": "archive"}, {"profile": "compact", "captures": ["base"]}):
+        with pytest.raises(ConfigMismatchError, match="not a started copy"):
+            copy_store(source, tmp_path / "c", **options)
+    (tmp_path / "things").mkdir()
+    (tmp_path / "things/x").write_text("x")
+    with pytest.raises(InvalidStoreError, match="holds other things"):
+        copy_store(source, tmp_path / "things")
+    for inside in (source, source / "captures", source.parent):
+        with pytest.raises(StoreError, match="inside each other"):
+            copy_store(source, inside)
+
+
+def test_a_copy_that_went_on_by_itself_is_refused(source, tmp_path):
+    copy_store(source, tmp_path / "c")
+    with create_store(tmp_path / "c", capture="mine", sites=SITES[1:2]) as writer:
+        writer.append("x", {"embed": np.zeros((1, 5), np.float32)})
+    with pytest.raises(ConfigMismatchError, match="went on by itself"):
+        copy_store(source, tmp_path / "c")
+
+
+@pytest.mark.parametrize("profile", [None, "compact"])
+def test_a_damaged_source_is_not_copied_on(source, tmp_path, profile):
+    damaged = tmp_path / "s"
+    shutil.copytree(source, damaged)
+    shard = damaged / "captures/lora/sites/resid_post/values/c.1.2.0"
+    content = bytearray(shard.read_bytes())
+    content[5] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(DamagedStoreError, match=r"c\.1\.2\.0: the checksum of chunk 0"):
+        copy_store(damaged, tmp_path / "c", profile=profile)
+    assert verify_store(tmp_path / "c").ok
+    assert len(open_store(tmp_path / "c").capture("lora").segments) == 2
+    assert not list((tmp_path / "c/__commits__/staging").iterdir())
