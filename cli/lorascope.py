@@ -77,6 +77,7 @@ def _describe(capture: "Capture") -> dict[str, Any]:
         "exposed": int(samples["exposed"].to_numpy().sum()),
         "labels": sorted(set(samples["label"])),
         "complete": capture.complete,
+        "profile": capture.profile,
         "trained": list(capture.attrs.get("trained", [])),
         "groups": list(capture.groups),
         "outputs": list(capture.outputs),

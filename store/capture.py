@@ -68,6 +68,11 @@ class Capture:
         return dict(self.definition.config)
 
     @property
+    def profile(self) -> str:
+        """How the values are stored: `fast`, `compact`, `archive` or `portable`."""
+        return self.definition.profile
+
+    @property
     def sites(self) -> dict[str, SiteInfo]:
         """Row sites by name."""
         return {s.name: _info(s) for s in self.definition.sites if s.kind == "row"}

@@ -99,6 +99,8 @@ def test_cp_copies_and_says_so(run, store: Path, tmp_path: Path):
     assert ran.code == 0, ran.err
     assert ran.out.startswith(f"{target}: 2 commits copied, ")
     assert open_store(target).content_digest() == open_store(store).content_digest()
+    described = run(lorascope, "info", target, "--json").out.splitlines()[1]
+    assert json.loads(described)["profile"] == "compact"
     again = run(lorascope, "cp", store, target, "--json", "--profile", "compact", "--captures", "a")
     line = json.loads(again.out)
     assert (line["type"], line["commits"], line["skipped"]) == ("copy", 0, 2)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import tracemalloc
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,14 +15,17 @@ from lorascope.store import (
     InvalidStoreError,
     MissingCaptureError,
     Output,
+    Site,
     StoreError,
     StoreWriteError,
     copy_store,
+    create,
     create_store,
     open_store,
     verify_store,
 )
 from lorascope.store.disk import Disk, use_disk
+from lorascope.store.records import RecordLog
 
 from .conftest import SITES, make_samples, plan_of
 
@@ -192,6 +197,43 @@ def test_a_growing_source_is_followed(tmp_path):
     digest = open_store(tmp_path / "s").content_digest()
     assert open_store(tmp_path / "c").content_digest() == digest
     assert open_store(tmp_path / "d").content_digest() == digest
+
+
+def test_records_keep_their_writers(source, tmp_path, monkeypatch):
+    """Two writers, each with a chain of its own."""
+    shutil.copytree(source, tmp_path / "s")
+    with monkeypatch.context() as patch:
+        patch.setattr(create, "RecordLog", partial(RecordLog, writer="w1"))
+        with create_store(tmp_path / "s", capture="mine", sites=SITES[1:2]) as writer:
+            writer.append("x", {"embed": np.ones((1, 5), np.float32)})
+    copy_store(tmp_path / "s", tmp_path / "c")
+    names = {record.writer for record in open_store(tmp_path / "c").log.records}
+    assert names == {"w0", "w1"}
+    assert contents(tmp_path / "c") == contents(tmp_path / "s")
+
+
+@pytest.mark.parametrize("profile", [None, "compact", "archive", "portable"])
+def test_memory_does_not_grow_with_a_shard(tmp_path, profile):
+    """One shard of 48 MiB in chunks of 1 MiB: pieces of 8 MiB, as read, as values and widened."""
+    site = Site("x", None, 512, dtype="float16")
+    with create_store(tmp_path / "s", capture="a", sites=[site], segment_rows=49152) as writer:
+        for number in range(6):
+            writer.append(str(number), {"x": np.full((8192, 512), number, np.float16)})
+    copy_store(write_small(tmp_path / "first"), tmp_path / "warm", profile=profile)
+    tracemalloc.start()
+    try:
+        copy_store(tmp_path / "s", tmp_path / "c", profile=profile)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < (36 if profile == "portable" else 28) * 2**20
+    assert open_store(tmp_path / "c").capture("a").read_rows("x", None, slice(5, 6)).mean() == 5
+
+
+def write_small(path):
+    with create_store(path, capture="a", sites=SITES[1:2]) as writer:
+        writer.append("x", {"embed": np.ones((1, 5), np.float32)})
+    return path
 
 
 def test_other_targets_are_refused(source, tmp_path, write_store):
