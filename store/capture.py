@@ -177,11 +177,12 @@ class Capture:
 
     def _column(self, name: str, dtype: str) -> np.ndarray | list[str]:
         spec = self.definition.column_spec(name, dtype)
+        fixed = self.definition.fixed_columns()
         window = self.segments.window(slice(None))
         holders = self.segments.holding(spec)
         if dtype == "string":
             return self._reader.strings(spec, window, holders)
-        return self._reader.plain(spec, window)
+        return self._reader.plain(spec, window, None if name in fixed else holders)
 
     def _site(self, kind: str, name: str) -> Site:
         known = {s.name: s for s in self.definition.sites if s.kind == kind}

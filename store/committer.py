@@ -59,13 +59,15 @@ class Committer:
         self.committed = {sample.id for record in records for sample in record.samples}
         self.segments = {record.segment for record in records if record.segment is not None}
         self._columns: dict[str, str] = {}
+        self._committed_columns: dict[str, str] = {}
         self._last: dict[str, int] = {}
         self._uncommitted: list[OpenSegment] = []
         self._gathered: list[Mapping[str, np.ndarray]] = []
         self._gathered_bytes = 0
         self._gather_bytes = gather_bytes
         for record in records:
-            self._columns |= record.attrs.get("columns", {})
+            self._committed_columns |= record.attrs.get("columns", {})
+        self._columns |= self._committed_columns
         if records:
             newest = max(records, key=lambda record: record.segment or 0)
             self._last = dict(newest.attrs.get("used", {}))
@@ -207,7 +209,10 @@ class Committer:
         self.segments.add(segment.index)
         self._uncommitted.remove(segment)
         self._last = used
+        self._committed_columns |= columns
         self._publish_shapes()
 
     def _publish_shapes(self) -> None:
-        publish_shapes(self._root, self._definition, self._columns, self.segments, self._last)
+        # not those that samples after this segment brought: their arrays do not exist yet
+        columns = self._committed_columns
+        publish_shapes(self._root, self._definition, columns, self.segments, self._last)

@@ -11,7 +11,7 @@ import numpy as np
 from .definition import CaptureDefinition
 from .encoded import read_encoded_bytes
 from .errors import DamagedStoreError, SampleError
-from .layout import ArraySpec, Site, numpy_dtype
+from .layout import ArraySpec, Site, fill_bytes, numpy_dtype
 from .profiles import ChunkCodec
 from .records import Record, RecordLog
 from .shards import FileEntry, decode_strings, read_shard_bytes
@@ -155,11 +155,18 @@ class SegmentReader:
             return read_shard_bytes(path, entry, chunks)
         return read_encoded_bytes(path, entry, chunks, codec)
 
-    def plain(self, spec: ArraySpec, window: Window) -> np.ndarray:
-        """Return a window of an array that has one chunk per segment."""
+    def plain(self, spec: ArraySpec, window: Window, holders: set[int] | None = None) -> np.ndarray:
+        """Return a window of an array that has one chunk per segment.
+
+        Where `holders` are given, the other segments have no such chunk and give fill values.
+        """
         native = numpy_dtype(spec.dtype)
-        parts = [np.empty((0, *spec.chunk[1:]), native)]
+        parts: list[np.ndarray] = [np.empty((0, *spec.chunk[1:]), native)]
         for piece in window:
+            if holders is not None and piece.record.segment not in holders:
+                fill = np.frombuffer(fill_bytes(spec.dtype), native)
+                parts.append(np.repeat(fill, piece.stop - piece.start))
+                continue
             index = [piece.record.segment or 0, *(0 for _ in spec.chunk[1:])]
             entry = find_entry(piece.record, spec.chunk_path(*index))
             values = np.frombuffer(read_checked(self._root, entry), native)
