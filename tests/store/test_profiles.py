@@ -220,8 +220,8 @@ def test_sizes_are_in_order(frames):
         assert size("archive", dtype) <= size("compact", dtype) <= 1.01 * size("fast", dtype)
 
 
-def shard_of(path, record_edit=None):
-    """Return the first shard of the last commit's bfloat16 site, its record entry and body."""
+def shard_of(path):
+    """Return the last commit, its body, and its entry of the first bfloat16 shard."""
     record = sorted((path / "__commits__").glob("*.json"))[-1]
     body = json.loads(record.read_text())["body"]
     entry = next(f for f in body["files"] if "x.bfloat16/values/c.0." in f["path"])
@@ -254,7 +254,7 @@ def test_damage_in_a_compressed_shard_is_found(frames, tmp_path, profile, where)
     capture = open_store(copy).capture("a")
     if where == "checksum":  # the copy of the checksum in the file: the record's is what counts
         return
-    with pytest.raises(DamagedStoreError, match=r"x\.bfloat16/values/c\.0\.1\.0"):
+    with pytest.raises(DamagedStoreError, match=r"x\.bfloat16/values/c\.0\.1\.0: the checksum of"):
         capture.read_rows("x.bfloat16", 0)
 
 
