@@ -10,11 +10,12 @@ ifneq ($(shell cat $(VENV)/.root 2>/dev/null),$(CURDIR))
 STALE := FORCE
 endif
 
-.PHONY: help demo test lint clean FORCE
+.PHONY: help demo test proof lint clean FORCE
 
 help:
 	@echo 'make demo    make the environment, capture and analyse the embedded example, say where the report is'
 	@echo 'make test    make the environment, check style and types, run all tests'
+	@echo 'make proof   run the proofs of the store with the figures of a release (hours) and write docs/proof.md'
 	@echo 'make lint    check style and types only'
 	@echo 'make clean   remove the environment, the example and the build products'
 
@@ -27,6 +28,12 @@ demo: $(VENV)/.capture
 
 test: lint
 	$(PY) -m pytest
+
+# One number can be asked for: LORASCOPE_PROOF_KILLS=20000; see tests/proof/conftest.py.
+proof: $(VENV)/.test
+	mkdir -p build && rm -f build/proof.jsonl
+	LORASCOPE_PROOF=$${LORASCOPE_PROOF-release} LORASCOPE_PROOF_LOG=build/proof.jsonl $(PY) -m pytest tests/proof tests/attacks
+	$(PY) -m tests.proof.report build/proof.jsonl docs/proof.md
 
 lint: $(VENV)/.test
 	$(PY) -m ruff check

@@ -5,8 +5,9 @@ code  meaning
 ===== ==========================================================================
 0     done
 1     unexpected: a defect of lorascope
-2     usage, configuration, input data, absent sites, or a store of another run
-3     invalid or damaged store
+2     usage, configuration, input data, absent sites, a store of another run, or in
+      another state (sealed, open, incomplete) than the command needs
+3     invalid or damaged store; ``--json`` says the class of every damage
 4     resources: disk, memory, device, a lock
 5     remote
 6     partly done

@@ -8,21 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .errors import STORE, run_command
+from .errors import run_command
 from .options import check_loudness, common_options, split_names
 from .output import clean, count, format_bytes, print_json, print_table
 from .progress import ProgressReporter
+from .upkeep import repair, seal, verify
 
 if TYPE_CHECKING:
-    from ..store import Capture, VerifyReport
-
-_SHOWN_DAMAGES = 10
+    from ..store import Capture
 
 
 @click.group("lorascope", context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="lorascope", message="%(package)s %(version)s")
 def lorascope() -> None:
-    """Look at a store, and check it.
+    """Look at a store, check it, repair it and seal it.
 
     \b
     Example:
@@ -47,12 +46,22 @@ def info(*, path: str, as_json: bool, quiet: bool, verbose: bool, debug: bool) -
     size = _size_on_disk(store.path)
     captures = [_describe(store.capture(name)) for name in store.captures]
     if as_json:
-        print_json({"type": "store", "path": path, "uuid": store.uuid, "bytes": size})
+        print_json(
+            {
+                "type": "store",
+                "path": path,
+                "uuid": store.uuid,
+                "state": store.state,
+                "manifest_digest": store.manifest_digest,
+                "bytes": size,
+            }
+        )
         for described in captures:
             print_json({"type": "capture", **described})
         return
     click.echo(
         f"{clean(path, lines=False)}: {count(len(captures), 'capture')}, {format_bytes(size)}"
+        f"{', sealed' if store.state == 'sealed' else ''}"
     )
     if captures:
         click.echo()
@@ -118,82 +127,8 @@ def _size_on_disk(root: Path) -> int:
     )
 
 
-@lorascope.command("verify")
-@click.argument("path")
-@click.option("--quick", is_flag=True, help="Records, presence and sizes only, no checksums.")
-@common_options
-@click.pass_context
-def verify(
-    context: click.Context,
-    *,
-    path: str,
-    quick: bool,
-    as_json: bool,
-    quiet: bool,
-    verbose: bool,
-    debug: bool,
-) -> None:
-    """Check that the store at PATH holds, byte for byte, what was committed.
-
-    \b
-    Example:
-      lorascope verify study.zarr --quick
-    """  # noqa: D301  (click reads \b as "keep these lines")
-    check_loudness(quiet=quiet, verbose=verbose)
-    from ..store import verify_store
-
-    with ProgressReporter(quiet=quiet, verbose=verbose, in_bytes=True) as reporter:
-        reporter.stage(f"verifying {path}")
-        report = verify_store(path, "quick" if quick else "default", progress=reporter.progress)
-    if as_json:
-        _print_report_lines(report, path)
-    else:
-        _print_report(report, path)
-    context.exit(0 if report.ok else STORE)
-
-
-def _print_report_lines(report: "VerifyReport", path: str) -> None:
-    for damage in report.damages:
-        print_json(
-            {
-                "type": "damage",
-                "class": damage.kind,
-                "path": damage.path,
-                "message": damage.message,
-                "capture": damage.capture,
-                "site": damage.site,
-                "layer": damage.layer,
-                "samples": list(damage.samples),
-            }
-        )
-    print_json(
-        {
-            "type": "verify",
-            "path": path,
-            "level": report.level,
-            "ok": report.ok,
-            "damages": len(report.damages),
-            "files": report.files,
-            "bytes": report.bytes,
-            "samples": report.samples,
-        }
-    )
-
-
-def _print_report(report: "VerifyReport", path: str) -> None:
-    for damage in report.damages[:_SHOWN_DAMAGES]:
-        affected = f" ({count(len(damage.samples), 'sample')})" if damage.samples else ""
-        click.echo(f"{damage.kind}: {clean(damage.message, lines=False)}{affected}")
-    more = len(report.damages) - _SHOWN_DAMAGES
-    if more > 0:
-        click.echo(f"... and {more} more")
-    checked = count(report.files, "file")
-    if report.level == "default":
-        checked += f", {format_bytes(report.bytes)}"
-    verdict = "sound" if report.ok else count(len(report.damages), "damage")
-    click.echo(
-        f"{clean(path, lines=False)}: {verdict}; {count(report.samples, 'sample')}, {checked}"
-    )
+for _command in (verify, repair, seal):
+    lorascope.add_command(_command)
 
 
 @lorascope.command("cp")

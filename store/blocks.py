@@ -12,20 +12,21 @@ from .checksums import combine
 from .encoded import read_spans
 from .errors import DamagedStoreError
 from .files import crc32c
+from .inside import opened
 from .shards import CRC_BYTES, FileEntry, read_range
 
 _BLOCK_BYTES = 8 * 2**20
 
 
-def checked_blocks(path: Path, entry: FileEntry) -> Iterator[np.ndarray]:
+def checked_blocks(root: Path, entry: FileEntry) -> Iterator[np.ndarray]:
     """Yield a file's bytes in order, each block after it was checked.
 
     Parameters
     ----------
-    path
-        The file on disk.
+    root
+        The store's root.
     entry
-        What its record says.
+        What a record says of the file.
 
     Yields
     ------
@@ -38,22 +39,24 @@ def checked_blocks(path: Path, entry: FileEntry) -> Iterator[np.ndarray]:
     DamagedStoreError
         If the size, a chunk or the whole differs from the record.
     """
-    try:
-        size = path.lstat().st_size
-    except OSError as error:
-        msg = f"{entry.path} cannot be read: {error.strerror}"
-        raise DamagedStoreError(msg) from error
-    if size != entry.size:
-        msg = f"{entry.path} has {size} bytes, {entry.size} were committed"
-        raise DamagedStoreError(msg)
-    lengths = _lengths(path, entry)
-    if sum(lengths) > size or (lengths and min(lengths) <= CRC_BYTES):
-        msg = f"{entry.path}: its {len(lengths)} chunks do not fit into its {size} bytes"
-        raise DamagedStoreError(msg)
-    crc = at = 0
+    with opened(root, entry.path) as (descriptor, size):
+        if size != entry.size:
+            msg = f"{entry.path} has {size} bytes, {entry.size} were committed"
+            raise DamagedStoreError(msg)
+        lengths = _lengths(descriptor, entry)
+        if sum(lengths) > size or (lengths and min(lengths) <= CRC_BYTES):
+            msg = f"{entry.path}: its {len(lengths)} chunks do not fit into its {size} bytes"
+            raise DamagedStoreError(msg)
+        yield from _blocks(descriptor, entry, lengths)
+
+
+def _blocks(descriptor: int, entry: FileEntry, lengths: list[int]) -> Iterator[np.ndarray]:
+    """Yield the chunks, and what follows them, of an open file."""
+    crc, at, size = 0, 0, entry.size
     block = np.empty(max([min(size - sum(lengths), _BLOCK_BYTES), *lengths]), np.uint8)
     for number, length in enumerate(lengths):
-        part = _read(path, entry, block[:length], at)
+        part = block[:length]
+        read_range(descriptor, part, at)
         chunk, trailer = part[:-CRC_BYTES], part[-CRC_BYTES:]
         found = crc32c(chunk)
         if found != entry.chunks[number] or trailer.tobytes() != found.to_bytes(4, "little"):
@@ -63,7 +66,8 @@ def checked_blocks(path: Path, entry: FileEntry) -> Iterator[np.ndarray]:
         yield part
         at += length
     while at < size:
-        part = _read(path, entry, block[: min(size - at, _BLOCK_BYTES)], at)
+        part = block[: min(size - at, _BLOCK_BYTES)]
+        read_range(descriptor, part, at)
         crc = crc32c(part, crc)
         yield part
         at += part.size
@@ -72,16 +76,8 @@ def checked_blocks(path: Path, entry: FileEntry) -> Iterator[np.ndarray]:
         raise DamagedStoreError(msg)
 
 
-def _lengths(path: Path, entry: FileEntry) -> list[int]:
+def _lengths(descriptor: int, entry: FileEntry) -> list[int]:
     """Return the bytes of every chunk with its checksum."""
     if entry.slots:
-        return [length for _, length in read_spans(path, entry)]
+        return [length for _, length in read_spans(descriptor, entry)]
     return list(repeat(entry.chunk_bytes + CRC_BYTES, len(entry.chunks)))
-
-
-def _read(path: Path, entry: FileEntry, block: np.ndarray, offset: int) -> np.ndarray:
-    got = read_range(path, block, offset)
-    if got != block.size:
-        msg = f"{entry.path} is truncated: {got} of {block.size} bytes at {offset}"
-        raise DamagedStoreError(msg)
-    return block

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .definition import CaptureDefinition
-from .errors import MissingSiteError
+from .errors import DamagedStoreError, MissingSiteError
 from .layout import Output, Site
 from .parameters import Parameters
 from .records import RecordLog
@@ -56,6 +56,7 @@ class Capture:
         self.definition = definition
         self.segments = SegmentIndex(definition, log)
         self._reader = SegmentReader(root, definition)
+        self._sites = {(site.kind, site.name): site for site in definition.sites}
 
     @property
     def attrs(self) -> dict[str, Any]:
@@ -115,6 +116,10 @@ class Capture:
 
         columns = self.definition.fixed_columns() | self.segments.columns
         data = {name: self._column(name, dtype) for name, dtype in columns.items()}
+        for name, committed in self.segments.derived_columns().items():
+            if list(data[name]) != committed:
+                msg = f"column {name!r} of capture {self.name!r} is not what was committed"
+                raise DamagedStoreError(msg)
         return pd.DataFrame(data)
 
     def __len__(self) -> int:
@@ -177,19 +182,19 @@ class Capture:
 
     def _column(self, name: str, dtype: str) -> np.ndarray | list[str]:
         spec = self.definition.column_spec(name, dtype)
-        fixed = self.definition.fixed_columns()
         window = self.segments.window(slice(None))
         holders = self.segments.holding(spec)
         if dtype == "string":
             return self._reader.strings(spec, window, holders)
-        return self._reader.plain(spec, window, None if name in fixed else holders)
+        return self._reader.plain(spec, window, holders)
 
     def _site(self, kind: str, name: str) -> Site:
-        known = {s.name: s for s in self.definition.sites if s.kind == kind}
-        if name not in known:
+        site = self._sites.get((kind, name))
+        if site is None:
+            known = [s.name for s in self.definition.sites if s.kind == kind]
             what = "site" if kind == "row" else "pooled site"
             raise MissingSiteError(self._absent(what, name, known))
-        return known[name]
+        return site
 
     def _position(self, site: Site, layer: int | None) -> int:
         label = -1 if layer is None else layer

@@ -71,7 +71,7 @@ class Committer:
         if records:
             newest = max(records, key=lambda record: record.segment or 0)
             self._last = dict(newest.attrs.get("used", {}))
-            self._publish_shapes()
+        self._publish_shapes()
 
     @property
     def next_segment(self) -> int:
@@ -181,7 +181,7 @@ class Committer:
         small: dict[Path, bytes] = {}
         for number, (path, content) in enumerate(small_files(self._definition, segment, columns)):
             stored = with_checksum(content)
-            source = self._staging / f"small.{number}"
+            source = self._staging / f"{self._definition.name}.small.{segment.index}.{number}"
             small[source] = stored
             renames.append((source, path))
             entries.append(chunk_entry(path, stored))
@@ -210,7 +210,8 @@ class Committer:
         self._uncommitted.remove(segment)
         self._last = used
         self._committed_columns |= columns
-        self._publish_shapes()
+        if self._definition.plan is None:
+            self._publish_shapes()
 
     def _publish_shapes(self) -> None:
         # not those that samples after this segment brought: their arrays do not exist yet

@@ -17,23 +17,32 @@ from typing import Any
 
 from .copying import CommitCopier
 from .creation import (
+    COPY_OF,
     file_entry,
     new_attributes,
+    prepare_captures,
     prepare_folder,
     prepare_root,
-    read_metadata,
+    refuse_sealed,
+    root_attributes,
     sweep,
 )
 from .definition import CaptureDefinition
-from .errors import ConfigMismatchError, InvalidStoreError, StoreError, StoreSpaceError
+from .errors import (
+    ConfigMismatchError,
+    DamagedStoreError,
+    InvalidStoreError,
+    StoreError,
+    StoreSpaceError,
+)
 from .files import disk_errors, exclusive_lock
-from .layout import COMMITS
+from .layout import LOCK
 from .profiles import ProfileName, check_profile
 from .reader import Store, open_store
-from .records import Record, RecordLog
+from .record import Record
+from .records import Chain, RecordLog, follow_chain, read_links
 
 _ELSEWHERE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/.*|.*\.(zip|tar|tgz|gz)", re.DOTALL)
-_ORIGIN = "copy_of"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,21 +120,32 @@ def copy_store(
     _check_apart(store.path, root)
     names = list(store.captures) if captures is None else list(captures)
     definitions = {name: _in_profile(store, name, wanted) for name in names}
-    records = [record for record in store.log.records if record.capture in definitions]
+    records = [record for record in _in_order(store.log) if record.capture in definitions]
     origin = None
     if wanted is not None or captures is not None:
         chosen = None if captures is None else sorted(names)
         origin = {"uuid": store.uuid, "profile": wanted, "captures": chosen}
+    same = origin is None
+    if same:
+        records += store.log.withdrawals
     with ExitStack() as stack, disk_errors(f"copying {store.path} to {root}"):
+        refuse_sealed(root)
         prepare_folder(root)
-        stack.enter_context(exclusive_lock(root / COMMITS / "store.lock"))
-        _prepare_root(store, root, origin)
-        log = RecordLog(root)
-        done = _copied(root, log, records)
+        stack.enter_context(exclusive_lock(root / LOCK))
+        refuse_sealed(root)
+        started = _is_started(store, root, origin)
+        log = RecordLog(root) if started else RecordLog.of_chain(root, "", _chain(root))
+        done = _copied(root, log, records, same=same)
         left = [record for record in records if _key(record) not in done]
+        late = same and bool(store.log.withdrawals)
+        if late and started and left:
+            msg = f"{store.path} was repaired after {root} was copied: name another target"
+            raise ConfigMismatchError(msg)
         _check_space(root, left, wanted)
+        attributes = _attributes(store, origin)
+        prepare_captures(root) if late and not started else prepare_root(root, attributes)
         sweep(root, log, [r.capture for r in log.records if r.kind == "capture"])
-        copier = CommitCopier(store, root, log, definitions)
+        copier = CommitCopier(store, root, log, definitions, same=same)
         copier.settle()
         read, total = 0, sum(_size(record) for record in left)
         written = 0
@@ -134,6 +154,9 @@ def copy_store(
             read += _size(record)
             if progress is not None:
                 progress(read, total)
+        # Records that lack a withdrawn one are sound only together with the withdrawal: until
+        # all are there, such a copy has no root.
+        prepare_root(root, attributes)
     return CopyReport(
         source=str(source),
         target=str(target),
@@ -178,20 +201,57 @@ def _in_profile(store: Store, name: str, profile: ProfileName | None) -> Capture
     return replace(definition, sites=sites, profile=profile)
 
 
-def _prepare_root(store: Store, root: Path, origin: Mapping[str, Any] | None) -> None:
-    """Make the target's root, or check that it is that of a started copy."""
-    same = read_metadata(store.path / "zarr.json")["attributes"]
-    if (root / "zarr.json").exists():
-        found = read_metadata(root / "zarr.json")["attributes"]
-        if (found == same) if origin is None else (found.get(_ORIGIN) == origin):
-            prepare_root(root)
-            return
-        msg = (
-            f"{root} holds a store that is not a started copy of {store.path} "
-            "with this profile and these captures: name another target"
-        )
-        raise ConfigMismatchError(msg)
-    prepare_root(root, same if origin is None else new_attributes() | {_ORIGIN: origin})
+def _attributes(store: Store, origin: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the root attributes of the copy: it is open, also where the source is sealed."""
+    if origin is not None:
+        return new_attributes() | {COPY_OF: dict(origin)}
+    return root_attributes(store.path) | {"state": "open"}
+
+
+def _is_started(store: Store, root: Path, origin: Mapping[str, Any] | None) -> bool:
+    """Whether the target is a store already; it must then be a started copy."""
+    if not (root / "zarr.json").exists():
+        return False
+    found = root_attributes(root)
+    wanted = _attributes(store, origin)
+    if (found == wanted) if origin is None else (found.get(COPY_OF) == origin):
+        return True
+    msg = (
+        f"{root} holds a store that is not a started copy of {store.path} "
+        "with this profile and these captures: name another target"
+    )
+    raise ConfigMismatchError(msg)
+
+
+def _chain(root: Path) -> Chain:
+    """Return the records of a target without a root; a withdrawal may still be missing."""
+    return follow_chain(read_links(root))
+
+
+def _in_order(log: RecordLog) -> list[Record]:
+    """Return records in an order in which they can be committed.
+
+    Those of a writer follow each other, and a capture comes before what belongs to it, whichever
+    writer made it.
+    """
+    waiting: dict[str, list[Record]] = {}
+    for record in reversed(log.records):
+        waiting.setdefault(record.writer, []).append(record)
+    made: set[str] = set()
+    ordered: list[Record] = []
+    while waiting:
+        before = len(ordered)
+        for writer, left in list(waiting.items()):
+            while left and (left[-1].kind == "capture" or left[-1].capture in made):
+                record = left.pop()
+                made.add(record.capture)
+                ordered.append(record)
+            if not left:
+                del waiting[writer]
+        if len(ordered) == before:
+            msg = "the commit records name a capture before it was made"
+            raise DamagedStoreError(msg)
+    return ordered
 
 
 type _Key = tuple[str, str, object]
@@ -199,7 +259,11 @@ type _Key = tuple[str, str, object]
 
 def _key(record: Record) -> _Key:
     """Return what a commit is of."""
-    what = record.segment if record.kind == "segment" else tuple(sorted(_arrays(record)))
+    what: object = tuple(sorted(_arrays(record)))
+    if record.kind == "segment":
+        what = record.segment
+    elif record.kind == "withdrawal":
+        what = record.file_name
     return record.kind, record.capture, what
 
 
@@ -207,18 +271,26 @@ def _arrays(record: Record) -> Mapping[str, Any]:
     return record.attrs.get("arrays", {}) if record.kind == "parameters" else {}
 
 
-def _copied(root: Path, log: RecordLog, records: Sequence[Record]) -> set[_Key]:
+def _copied(root: Path, log: RecordLog, records: Sequence[Record], *, same: bool) -> set[_Key]:
     """Return what the target has already; all of it must come from the source."""
     known = {_key(record): record for record in records}
-    for record in log.records:
+    there = [*log.records, *log.withdrawals]
+    for record in there:
         original = known.get(_key(record))
-        if original is None or record.samples != original.samples or record.attrs != original.attrs:
+        if original is None or not _is_copy(record, original, same=same):
             msg = (
                 f"{root} was a copy and went on by itself: its commit {record.file_name} is not "
                 "one of the source. Name another target."
             )
             raise ConfigMismatchError(msg)
-    return {_key(record) for record in log.records}
+    return {_key(record) for record in there}
+
+
+def _is_copy(record: Record, original: Record, *, same: bool) -> bool:
+    if same:
+        return record == original
+    mine = {**record.attrs, "store": None}
+    return record.samples == original.samples and mine == {**original.attrs, "store": None}
 
 
 def _check_space(root: Path, records: Sequence[Record], profile: ProfileName | None) -> None:

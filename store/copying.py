@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from itertools import batched
 from pathlib import Path
 
@@ -12,14 +12,16 @@ import numpy as np
 from .blocks import checked_blocks
 from .capture import widen
 from .create import raise_open_files
-from .creation import make_array, make_capture
+from .creation import make_array, make_capture, make_capture_files
 from .definition import CaptureDefinition
 from .errors import DamagedStoreError
 from .extents import make_columns, publish_shapes
 from .files import FILES_AT_ONCE, NewFile, remove, rename, sync_directory
-from .layout import STAGING, Site
+from .inside import read_inside
+from .layout import COMMITS, STAGING, Site
 from .reader import Store
-from .records import Record, RecordLog
+from .record import Record, decode_record
+from .records import RecordLog
 from .segment import AnyShardWriter, open_shard
 from .segments import Piece, SegmentReader, find_entry
 from .shards import FileEntry
@@ -40,7 +42,7 @@ class _FileCopy:
         self._file = NewFile(staged)
 
     def fill(self, source: Path) -> None:
-        """Copy the content, checking it."""
+        """Copy the content from the store at `source`, checking it."""
         for block in checked_blocks(source, self.entry):
             self._file.write([block])
 
@@ -51,13 +53,29 @@ class _FileCopy:
         return self.entry
 
     def abort(self) -> None:
-        """Close and remove the file."""
-        self._file.close()
-        remove(self.staged)
+        """Close and remove the file; where the disk refuses, the next writer sweeps it."""
+        with suppress(OSError):
+            self._file.close()
+        with suppress(OSError):
+            remove(self.staged)
 
 
 class CommitCopier:
-    """Copies commits of one store into another, in the definitions that the copy has."""
+    """Copies commits of one store into another, in the definitions that the copy has.
+
+    Parameters
+    ----------
+    store
+        The source.
+    root
+        Root of the copy, which is locked.
+    log
+        Records of the copy.
+    definitions
+        The captures as the copy has them.
+    same
+        Whether the copy is the same store: then its records are taken over byte for byte.
+    """
 
     def __init__(
         self,
@@ -65,7 +83,10 @@ class CommitCopier:
         root: Path,
         log: RecordLog,
         definitions: Mapping[str, CaptureDefinition],
+        *,
+        same: bool,
     ) -> None:
+        self._same = same
         self._store = store
         self._root = root
         self._staging = root / STAGING
@@ -81,14 +102,41 @@ class CommitCopier:
 
     def copy(self, record: Record) -> Record:
         """Copy one commit and return its record in the copy."""
-        self._log.writer = record.writer
+        if record.kind == "withdrawal":
+            return self._commit(record, record.files)
         definition = self._definitions[record.capture]
         if record.kind == "capture":
-            make_capture(self._root, definition, self._log)
-        elif record.kind == "parameters":
+            return self._copy_capture(definition, record)
+        if record.kind == "parameters":
             self._copy_parameters(definition, record)
         else:
             self._copy_segment(definition, record)
+        return self._log.records[-1]
+
+    def _commit(self, record: Record, files: Sequence[FileEntry]) -> Record:
+        """Write the record of what is durable."""
+        if self._same:
+            data = read_inside(self._store.path, f"{COMMITS}/{record.file_name}")
+            if decode_record(data, record.file_name) != record:
+                msg = f"the commit record {record.file_name} changed while it was copied"
+                raise DamagedStoreError(msg)
+            return self._log.adopt(record, data)
+        self._log.writer = record.writer
+        return self._log.commit(
+            record.kind,
+            record.capture,
+            files=files,
+            segment=record.segment,
+            samples=record.samples,
+            attrs=dict(record.attrs),
+        )
+
+    def _copy_capture(self, definition: CaptureDefinition, record: Record) -> Record:
+        if self._same:
+            make_capture_files(self._root, definition)
+            return self._commit(record, record.files)
+        self._log.writer = record.writer
+        make_capture(self._root, definition, self._log)
         return self._log.records[-1]
 
     def _copy_parameters(self, definition: CaptureDefinition, record: Record) -> None:
@@ -96,9 +144,9 @@ class CommitCopier:
             shape, dtype = described["shape"], described["dtype"]
             spec = definition.parameter_spec(name, shape, dtype)
             entry = find_entry(record, spec.chunk_path(*(0 for _ in shape)))
-            blocks = checked_blocks(self._store.path / entry.path, entry)
+            blocks = checked_blocks(self._store.path, entry)
             make_array(self._root, spec, None, b"".join(block.tobytes() for block in blocks))
-        self._log.commit("parameters", record.capture, files=record.files, attrs=dict(record.attrs))
+        self._commit(record, record.files)
 
     def _copy_segment(self, definition: CaptureDefinition, record: Record) -> None:
         columns = record.attrs["columns"]
@@ -115,15 +163,9 @@ class CommitCopier:
             undo.pop_all()
         for folder in sorted({(self._root / path).parent for _, path in renames}):
             sync_directory(folder)
-        self._log.commit(
-            "segment",
-            record.capture,
-            files=entries,
-            segment=record.segment,
-            samples=record.samples,
-            attrs=dict(record.attrs),
-        )
-        self._publish(record.capture)
+        self._commit(record, entries)
+        if definition.plan is None:
+            self._publish(record.capture)
 
     def _stage(
         self, definition: CaptureDefinition, record: Record, undo: ExitStack
@@ -147,7 +189,7 @@ class CommitCopier:
                     continue
                 file = _FileCopy(self._staging / f"copy.{number}", entry)
                 undo.callback(file.abort)
-                file.fill(self._store.path / entry.path)
+                file.fill(self._store.path)
                 renames.append((file.staged, entry.path))
                 opened.append(file)
             entries += [file.sync() for file in opened]

@@ -11,20 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from .chunking import plan_segments, unplanned_shape
+from .consistency import load_definitions
 from .creation import (
     check_same_run,
     make_capture,
     prepare_folder,
     prepare_root,
-    read_metadata,
-    stored_definition,
+    refuse_sealed,
+    root_attributes,
     sweep,
 )
 from .definition import CaptureDefinition, plan_digest
-from .errors import InvalidStoreError, SampleError, StoreSpaceError
+from .definition_rules import check_limits
+from .errors import ConfigMismatchError, SampleError, StoreSpaceError
 from .files import disk_errors, exclusive_lock
-from .layout import COMMITS, FORMAT_NAME, FORMAT_VERSION, Output, SampleRows, Site, check_name
+from .guard import BrokenRule, parse_json
+from .layout import COMMITS, Output, SampleRows, Site, check_name
 from .profiles import ProfileName, check_profile
+from .ranks import Rank, join_ranks
 from .records import RecordLog
 from .writer import Writer, WriterRun
 
@@ -46,6 +50,9 @@ def create_store(  # noqa: PLR0913 - everything after the sites is optional and 
     buffer_bytes: int = DEFAULT_BUFFER_BYTES,
     threads: int = 1,
     profile: str = "fast",
+    rank: int = 0,
+    ranks: int = 1,
+    wait_seconds: float = 600.0,
 ) -> Writer:
     """Return a writer for one capture of the store at `path`.
 
@@ -81,6 +88,12 @@ def create_store(  # noqa: PLR0913 - everything after the sites is optional and 
         How values are stored: `fast` (raw), `compact` (lz4, about a fifth smaller for bfloat16; one
         inner chunk of memory an array) or `portable` (raw, float16 and bfloat16 widened to
         float32). `archive` is for copies: see `copy_store`.
+    rank, ranks
+        The place of this process among several that write the capture together, each with the same
+        arguments: rank r writes the segments k with k mod ranks = r, rank 0 also the parameters.
+        They need a plan.
+    wait_seconds
+        How long a rank waits for a writer that is not one of them.
 
     Returns
     -------
@@ -93,8 +106,10 @@ def create_store(  # noqa: PLR0913 - everything after the sites is optional and 
         If the path holds something else.
     ConfigMismatchError
         If the capture is there with another configuration; names the field.
+    SealedStoreError
+        If the store is sealed.
     LockedStoreError
-        If another process writes to the store.
+        If another process writes to the store, or has this rank.
     StoreSpaceError
         If the plan needs more bytes than the disk has free.
     """
@@ -127,31 +142,61 @@ def create_store(  # noqa: PLR0913 - everything after the sites is optional and 
         planned_last=_last_used(segments),
         profile=chosen,
     )
+    place = Rank(rank, ranks)
+    if place.of > 1 and plan is None:
+        msg = f"{ranks} ranks need a plan: without one, nobody knows whose segment comes next"
+        raise SampleError(msg)
+    explicit = [s for s, v in (("rows", segment_rows), ("samples", segment_samples)) if v]
+    _check_definition(definition)
     stack = ExitStack()
     with stack, disk_errors(f"opening {root} for writing"):
+        refuse_sealed(root)
         prepare_folder(root)
-        stack.enter_context(exclusive_lock(root / COMMITS / "store.lock"))
-        prepare_root(root)
-        explicit = [s for s, v in (("rows", segment_rows), ("samples", segment_samples)) if v]
-        definition, log = _open_capture(root, definition, explicit)
+
+        prepared: list[tuple[CaptureDefinition, RecordLog]] = []
+
+        def prepare() -> None:
+            refuse_sealed(root)
+            prepare_root(root)
+            prepared.append(_open_capture(root, definition, explicit, place))
+
+        if place.of > 1:
+            join_ranks(stack, root, place, prepare, wait_seconds=wait_seconds)
+        else:
+            stack.enter_context(exclusive_lock(root / COMMITS / "store.lock"))
+            prepare()
+        definition, log = prepared[0] if prepared else _join(root, definition, explicit, place)
         segments = _cut_as_stored(plan, definition) if plan is not None else []
         raise_open_files(2 * sum(len(site.layer_labels) for site in sites) + 64)
-        run = WriterRun(segments, buffer_bytes, threads, stack.pop_all())
-        return Writer(root, definition, log, run)
+        run = WriterRun(segments, buffer_bytes, threads, place, ExitStack())
+        writer = Writer(root, definition, log, run)
+        # Only a writer that stands takes the lock over: one that fails to must not keep it.
+        run.stack.enter_context(stack.pop_all())
+        return writer
+
+
+def _join(
+    root: Path, asked: CaptureDefinition, explicit: Sequence[str], rank: Rank
+) -> tuple[CaptureDefinition, RecordLog]:
+    """Return the capture that another rank has prepared."""
+    log = RecordLog(root, rank.writer)
+    known = load_definitions(root, log)
+    if asked.name not in known:
+        msg = f"the other ranks write another capture than {asked.name!r}: start all ranks alike"
+        raise ConfigMismatchError(msg)
+    check_same_run(known[asked.name], asked, fixed_shape=explicit)
+    return known[asked.name], log
 
 
 def _open_capture(
-    root: Path, asked: CaptureDefinition, explicit: Sequence[str]
+    root: Path, asked: CaptureDefinition, explicit: Sequence[str], rank: Rank
 ) -> tuple[CaptureDefinition, RecordLog]:
-    attributes = read_metadata(root / "zarr.json")["attributes"]
-    if attributes.get("format") != FORMAT_NAME or attributes.get("version") != FORMAT_VERSION:
-        msg = f"{root} is not a lorascope store of version {FORMAT_VERSION}: name another path"
-        raise InvalidStoreError(msg)
-    log = RecordLog(root)
-    known = [record.capture for record in log.records if record.kind == "capture"]
+    root_attributes(root)
+    log = RecordLog(root, rank.writer)
+    known = load_definitions(root, log)
     sweep(root, log, known)
     if asked.name in known:
-        stored = stored_definition(root, asked.name)
+        stored = known[asked.name]
         check_same_run(stored, asked, fixed_shape=explicit)
         return stored, log
     twins = [name for name in known if name.casefold() == asked.name.casefold()]
@@ -196,6 +241,16 @@ def _check_sites(sites: Sequence[Site]) -> None:
     if not sites or doubled:
         msg = f"sites named twice: {', '.join(doubled)}" if doubled else "no sites to record"
         raise SampleError(msg)
+
+
+def _check_definition(definition: CaptureDefinition) -> None:
+    """Refuse to write what no reader would accept."""
+    try:
+        check_limits(definition)
+        parse_json(definition.metadata())
+    except BrokenRule as error:
+        msg = f"capture {definition.name!r} is beyond the limits of a store: {error}"
+        raise SampleError(msg) from error
 
 
 def _check_plan(plan: Sequence[SampleRows]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import errno
+import os
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .definition import CaptureDefinition
-from .errors import ConfigMismatchError, InvalidStoreError
+from .errors import ConfigMismatchError, InvalidStoreError, SealedStoreError
 from .files import (
     crc32c,
     make_directories,
@@ -24,20 +25,30 @@ from .files import (
     write_all_synced,
     write_durable,
 )
+from .guard import BrokenRule, items, name, parse_json, require, table, text
+from .inside import check_tree, read_inside
 from .layout import (
     COMMITS,
     FORMAT_NAME,
     FORMAT_VERSION,
+    MANIFEST,
+    QUARANTINE,
     STAGING,
     ArraySpec,
+    Site,
     group_metadata,
     numpy_dtype,
 )
+from .node_rules import check_group
+from .profiles import PROFILES
 from .records import RecordLog
 from .shards import CRC_BYTES, FileEntry
 
+COPY_OF = "copy_of"
+"""Root attribute of a copy that is not the same store: what it was made of."""
 _ABSENT = object()
-_OWN_ENTRIES = {"zarr.json", "captures", COMMITS}
+STATES = ("open", "sealed")
+_OWN_ENTRIES = {"zarr.json", "captures", COMMITS, MANIFEST, QUARANTINE}
 
 
 def prepare_folder(root: Path) -> None:
@@ -47,6 +58,8 @@ def prepare_folder(root: Path) -> None:
     ------
     InvalidStoreError
         If the path is a file, or a folder that holds something else.
+    DamagedStoreError
+        If anything in the folder is a link, a device or a pipe.
     """
     if root.exists() and not root.is_dir():
         msg = f"{root} is a file: a store is a folder. Name another path."
@@ -59,6 +72,9 @@ def prepare_folder(root: Path) -> None:
             "name an empty or a new folder."
         )
         raise InvalidStoreError(msg)
+    if (root / "zarr.json").exists():
+        root_attributes(root)
+    check_tree(root)
     make_directories(root / STAGING)
 
 
@@ -67,16 +83,22 @@ def prepare_root(root: Path, attributes: Mapping[str, Any] | None = None) -> Non
 
     `attributes` are those of a copy; a new store gets its own.
     """
-    staging = root / STAGING
-    clear_folder(staging)
     if (root / "zarr.json").exists():
+        clear_folder(root / STAGING)
+        remove_manifest(root)
         return
+    prepare_captures(root)
+    content = group_metadata(new_attributes() if attributes is None else attributes)
+    write_durable(root / "zarr.json", content, staging=root / STAGING)
+    sync_directory(root.parent)
+
+
+def prepare_captures(root: Path) -> None:
+    """Make the folder of the captures, and clear what was staged."""
+    clear_folder(root / STAGING)
     captures = root / "captures"
     make_directories(captures)
-    write_durable(captures / "zarr.json", group_metadata({}), staging=staging)
-    content = group_metadata(new_attributes() if attributes is None else attributes)
-    write_durable(root / "zarr.json", content, staging=staging)
-    sync_directory(root.parent)
+    write_durable(captures / "zarr.json", group_metadata({}), staging=root / STAGING)
 
 
 def new_attributes() -> dict[str, Any]:
@@ -87,6 +109,27 @@ def new_attributes() -> dict[str, Any]:
         "uuid": str(uuid.uuid4()),
         "state": "open",
     }
+
+
+def refuse_sealed(root: Path) -> None:
+    """Raise `SealedStoreError` if a sealed store is at the path."""
+    try:
+        sealed = read_metadata(root / "zarr.json")["attributes"].get("state") == "sealed"
+    except InvalidStoreError:
+        return
+    if sealed:
+        msg = (
+            f"{root} is sealed and never changes: name another path. (Reading, verifying and "
+            "analysing it need no writer.)"
+        )
+        raise SealedStoreError(msg)
+
+
+def remove_manifest(root: Path) -> None:
+    """Remove the manifest that an interrupted seal left in an open store."""
+    if (root / MANIFEST).exists():
+        remove(root / MANIFEST)
+        sync_directory(root)
 
 
 def clear_folder(folder: Path) -> None:
@@ -100,6 +143,12 @@ def clear_folder(folder: Path) -> None:
 
 def make_capture(root: Path, definition: CaptureDefinition, log: RecordLog) -> None:
     """Make a capture's groups and arrays, all or nothing, and commit its definition."""
+    make_capture_files(root, definition)
+    commit_definition(root, definition, log)
+
+
+def make_capture_files(root: Path, definition: CaptureDefinition) -> None:
+    """Make a capture's groups and arrays, all or nothing; they are nothing without a record."""
     staged = root / STAGING / "capture"
     contents: dict[Path, bytes] = {}
     for group in definition.groups():
@@ -109,13 +158,10 @@ def make_capture(root: Path, definition: CaptureDefinition, log: RecordLog) -> N
     for spec in definition.segmented_arrays({}):
         folder = staged / spec.path.removeprefix(f"{definition.root}/")
         contents[folder / "zarr.json"] = spec.metadata(definition.planned_size(spec))
-    files = [file_entry(f"{definition.root}/zarr.json", definition.metadata())]
     for site in definition.sites:
         spec = definition.layer_spec(site)
         folder = staged / spec.path.removeprefix(f"{definition.root}/")
-        labels = with_checksum(np.array(site.layer_labels, "<i8").tobytes())
-        contents |= {folder / "zarr.json": spec.metadata(), folder / "c.0": labels}
-        files.append(chunk_entry(spec.chunk_path(0), labels))
+        contents |= {folder / "zarr.json": spec.metadata(), folder / "c.0": layer_chunk(site)}
     for path in contents:
         make_directories(path.parent)
     write_all_synced(contents)
@@ -123,19 +169,33 @@ def make_capture(root: Path, definition: CaptureDefinition, log: RecordLog) -> N
         sync_directory(folder)
     rename(staged, root / definition.root)
     sync_directory(root / "captures")
+
+
+def commit_definition(root: Path, definition: CaptureDefinition, log: RecordLog) -> None:
+    """Commit the definition of a capture whose files are durable."""
+    files = [file_entry(f"{definition.root}/zarr.json", definition.metadata())]
+    for site in definition.sites:
+        path = definition.layer_spec(site).chunk_path(0)
+        files.append(chunk_entry(path, layer_chunk(site)))
+    uuid = read_metadata(root / "zarr.json")["attributes"]["uuid"]
     log.commit(
         "capture",
         definition.name,
         files=files,
-        attrs={"config_digest": definition.config_digest},
+        attrs={"config_digest": definition.config_digest, "store": uuid},
     )
+
+
+def layer_chunk(site: Site) -> bytes:
+    """Return the only chunk of a site's layer coordinate."""
+    return with_checksum(np.array(site.layer_labels, "<i8").tobytes())
 
 
 def make_array(
     root: Path, spec: ArraySpec, cut_size: int | None, chunk: bytes | None = None
 ) -> None:
     """Make one array durable, all or nothing, with its only chunk where one is given."""
-    staged = root / STAGING / f"array-{time.monotonic_ns()}"
+    staged = root / STAGING / f"array-{os.getpid()}-{time.monotonic_ns()}"
     make_directories(staged)
     contents = {staged / "zarr.json": spec.metadata(cut_size)}
     if chunk is not None:
@@ -143,7 +203,12 @@ def make_array(
     write_all_synced(contents)
     sync_directory(staged)
     target = root / spec.path
-    rename(staged, target)
+    try:
+        rename(staged, target)
+    except OSError as error:
+        if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+            raise
+        remove_tree(staged)  # another rank made the same array in the meantime
     sync_directory(target.parent)
 
 
@@ -242,8 +307,8 @@ def _names(items: Sequence[Any]) -> str:
 def _short(value: object) -> str:
     if value is _ABSENT:
         return "absent"
-    text = repr(value) if isinstance(value, str) else str(value)
-    return text if len(text) <= 120 else text[:117] + "…"
+    said = repr(value) if isinstance(value, str) else str(value)
+    return said if len(said) <= 120 else said[:117] + "…"
 
 
 def first_difference(
@@ -261,17 +326,72 @@ def first_difference(
     return None
 
 
-def stored_definition(root: Path, name: str) -> CaptureDefinition:
-    """Return the definition of a capture that the store holds."""
-    from_json = read_metadata(root / "captures" / name / "zarr.json")
-    return CaptureDefinition.from_attributes(name, from_json["attributes"])
+def root_attributes(root: Path) -> dict[str, Any]:
+    """Return the attributes of a store's root.
+
+    Raises
+    ------
+    InvalidStoreError
+        If there is no lorascope store of this version.
+    """
+    if not (root / "zarr.json").is_file():
+        msg = f"{root} is not a lorascope store: it has no zarr.json."
+        raise InvalidStoreError(msg)
+    node, attributes = _root_node(root)
+    if attributes.get("format") != FORMAT_NAME:
+        msg = f"{root} is a Zarr group, but not a lorascope store (no format {FORMAT_NAME!r})."
+        raise InvalidStoreError(msg)
+    version = attributes.get("version")
+    if type(version) is not int or version != FORMAT_VERSION:
+        said = repr(version)[:80]
+        msg = (
+            f"{root} has format version {said}; this lorascope reads version {FORMAT_VERSION}: "
+            "upgrade it."
+        )
+        raise InvalidStoreError(msg)
+    if not isinstance(attributes.get("uuid"), str) or attributes.get("state") not in STATES:
+        msg = f"{root}/zarr.json has no uuid or an unknown state."
+        raise InvalidStoreError(msg)
+    try:
+        copy_origin(attributes)
+        return check_group(node)
+    except BrokenRule as error:
+        msg = f"{root}/zarr.json cannot be used: {error}"
+        raise InvalidStoreError(msg) from error
+
+
+def copy_origin(attributes: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what a store says it is a copy of, None if it is none; raises `BrokenRule`."""
+    if COPY_OF not in attributes:
+        return None
+    origin = table(attributes[COPY_OF], COPY_OF)
+    require(origin.keys() == {"uuid", "profile", "captures"}, f"{COPY_OF} has other fields")
+    text(origin["uuid"], f"uuid of {COPY_OF}")
+    profile, captures = origin["profile"], origin["captures"]
+    require(profile is None or profile in PROFILES, f"profile of {COPY_OF} is unknown")
+    for capture in items(captures, f"captures of {COPY_OF}") if captures is not None else []:
+        name(capture, f"a capture of {COPY_OF}")
+    return origin
+
+
+def _root_node(root: Path) -> tuple[object, dict[str, Any]]:
+    try:
+        node = parse_json(read_inside(root, "zarr.json"))
+    except BrokenRule as error:
+        msg = f"{root}/zarr.json cannot be read as Zarr metadata: {error}"
+        raise InvalidStoreError(msg) from error
+    attributes = node.get("attributes") if isinstance(node, dict) else None
+    if not isinstance(attributes, dict):
+        msg = f"{root}/zarr.json is not the metadata of a Zarr group"
+        raise InvalidStoreError(msg)
+    return node, attributes
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """Return the object in a `zarr.json`; raises `InvalidStoreError` if there is none."""
+    """Return the object in a group's `zarr.json`; raises `InvalidStoreError` if there is none."""
     try:
-        value = json.loads(read_file(path))
-    except (OSError, ValueError, RecursionError) as error:
+        value = parse_json(read_file(path))
+    except (OSError, BrokenRule) as error:
         msg = f"{path} cannot be read as Zarr metadata: {error}"
         raise InvalidStoreError(msg) from error
     if not isinstance(value, dict) or not isinstance(value.get("attributes"), dict):

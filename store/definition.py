@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from .chunking import SegmentShape, chunk_rows
+from .definition_rules import check_attributes, check_limits
 from .errors import DamagedStoreError, SampleError
+from .guard import BrokenRule, require
 from .layout import (
     ArraySpec,
     Output,
@@ -103,8 +105,9 @@ class CaptureDefinition:
             If they are not what a writer made.
         """
         try:
+            check_attributes(attributes)
             plan = attributes["plan"] or {}
-            return cls(
+            definition = cls(
                 name=name,
                 sites=tuple(Site(**site) for site in attributes["sites"]),
                 outputs=tuple(
@@ -118,7 +121,11 @@ class CaptureDefinition:
                 planned_last=plan.get("last"),
                 profile=check_profile(attributes.get("profile", "fast")),
             )
-        except (KeyError, TypeError, AttributeError, SampleError) as error:
+            check_limits(definition)
+            same = definition.config_digest == attributes["config_digest"]
+            require(same, "config_digest is not that of config")
+            return definition
+        except (BrokenRule, SampleError) as error:
             msg = f"captures/{name}/zarr.json does not describe a capture: {error}"
             raise DamagedStoreError(msg) from error
 
@@ -233,7 +240,7 @@ class CaptureDefinition:
         """
         if segments == 0:
             return 0
-        if "/sites/" in spec.path or "/rows/" in spec.path:
+        if spec.path.startswith((f"{self.root}/sites/", f"{self.root}/rows/")):
             stream = self._stream_of(spec.path)
             return (segments - 1) * self.shape.rows + last.get(stream, 0)
         return (segments - 1) * self.shape.samples + last.get("sample", 0)

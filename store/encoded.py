@@ -14,10 +14,9 @@ import numpy as np
 
 from .errors import DamagedStoreError
 from .files import crc32c
+from .inside import opened
 from .profiles import ChunkCodec
-from .shards import CRC_BYTES, MISSING, FileEntry, ShardFile, read_range
-
-_INDEX_ENTRY_BYTES = 16
+from .shards import CRC_BYTES, INDEX_ENTRY_BYTES, MISSING, FileEntry, ShardFile, read_range
 
 
 class EncodedShardWriter:
@@ -90,14 +89,14 @@ class EncodedShardWriter:
 
 
 def read_encoded_bytes(
-    path: Path, entry: FileEntry, chunks: range, codec: ChunkCodec
+    root: Path, entry: FileEntry, chunks: range, codec: ChunkCodec
 ) -> np.ndarray:
     """Return consecutive chunks, each checked against the commit record and decompressed.
 
     Parameters
     ----------
-    path
-        The file on disk.
+    root
+        The store's root.
     entry
         What its record says.
     chunks
@@ -115,47 +114,49 @@ def read_encoded_bytes(
     DamagedStoreError
         If the file, its index or a chunk is not what the record and the capture say.
     """
-    spans = read_spans(path, entry)
-    if chunks.stop > len(spans):
-        msg = f"{entry.path} has {len(spans)} chunks, chunk {chunks.stop - 1} was asked for"
-        raise DamagedStoreError(msg)
-    out = np.empty((len(chunks), codec.chunk_bytes), np.uint8)
-    for number, row in zip(chunks, out, strict=True):
-        offset, length = spans[number]
-        if length > codec.max_bytes + CRC_BYTES:
-            msg = f"{entry.path}: chunk {number} has {length} bytes, more than its values"
+    with opened(root, entry.path) as (descriptor, size):
+        if size != entry.size:
+            word = "truncated" if size < entry.size else "changed"
+            msg = f"{entry.path} is {word}: it has {size} bytes, {entry.size} were committed"
             raise DamagedStoreError(msg)
-        packed = np.empty(length - CRC_BYTES, np.uint8)
-        got = read_range(path, packed, offset)
-        if got != packed.size or crc32c(packed) != entry.chunks[number]:
-            msg = f"{entry.path}: the checksum of chunk {number} differs from its commit record"
+        spans = read_spans(descriptor, entry)
+        if chunks.stop > len(spans):
+            msg = f"{entry.path} has {len(spans)} chunks, chunk {chunks.stop - 1} was asked for"
             raise DamagedStoreError(msg)
-        try:
-            codec.decode(packed, row)
-        except DamagedStoreError as error:
-            error.add_note(f"in chunk {number} of {entry.path}")
-            raise
+        out = np.empty((len(chunks), codec.chunk_bytes), np.uint8)
+        for number, row in zip(chunks, out, strict=True):
+            offset, length = spans[number]
+            if length > codec.max_bytes + CRC_BYTES:
+                msg = f"{entry.path}: chunk {number} has {length} bytes, more than its values"
+                raise DamagedStoreError(msg)
+            packed = np.empty(length - CRC_BYTES, np.uint8)
+            read_range(descriptor, packed, offset)
+            if crc32c(packed) != entry.chunks[number]:
+                msg = f"{entry.path}: the checksum of chunk {number} differs from its commit record"
+                raise DamagedStoreError(msg)
+            try:
+                codec.decode(packed, row)
+            except DamagedStoreError as error:
+                error.add_note(f"in chunk {number} of {entry.path}")
+                raise
     return out
 
 
-def read_spans(path: Path, entry: FileEntry) -> list[tuple[int, int]]:
-    """Return offset and length (its checksum included) of every chunk that a shard holds.
+def read_spans(descriptor: int, entry: FileEntry) -> list[tuple[int, int]]:
+    """Return offset and length (its checksum included) of every chunk that an open shard holds.
 
     Raises
     ------
     DamagedStoreError
         If the index is absent or changed, or its chunks overlap, leave gaps or leave the file.
     """
-    size = entry.slots * _INDEX_ENTRY_BYTES + CRC_BYTES
+    size = entry.slots * INDEX_ENTRY_BYTES + CRC_BYTES
     n_chunks = len(entry.chunks)
     if n_chunks > entry.slots or size > entry.size:
         msg = f"{entry.path}: its commit record gives it no room for an index"
         raise DamagedStoreError(msg)
     raw = np.empty(size, np.uint8)
-    got = read_range(path, raw, entry.size - size)
-    if got != size:
-        msg = f"{entry.path} is truncated: {got} of the {size} bytes of its index"
-        raise DamagedStoreError(msg)
+    read_range(descriptor, raw, entry.size - size)
     if crc32c(raw[:-CRC_BYTES]) != int(raw[-CRC_BYTES:].view("<u4")[0]):
         msg = f"{entry.path}: the checksum of its index is wrong"
         raise DamagedStoreError(msg)

@@ -3,7 +3,11 @@
 - `LorascopeError` — root of all rooms; a command prints its message, never its traceback.
   - `StoreError` — something about a store.
     - `InvalidStoreError` — no lorascope store that this version reads: name another path.
-    - `DamagedStoreError` — bytes differ from what was committed: `lorascope verify`.
+    - `RecordVersionError` — a newer lorascope wrote it: upgrade.
+    - `SealedStoreError` — the store is sealed and never changes: write to another one.
+    - `UnsealedStoreError` — what was asked needs a sealed store: `lorascope seal`.
+    - `IncompleteCaptureError` — planned samples are missing: finish the capture first.
+    - `DamagedStoreError` — bytes differ from what was committed: `lorascope verify`, then `repair`.
     - `MissingCaptureError`, `MissingSiteError` — the store does not hold it: choose one it does.
     - `ConfigMismatchError` — the store holds another run: use another path or another capture name.
     - `SampleError` — a sample that does not fit what was declared: mend the caller.
@@ -29,6 +33,22 @@ class StoreError(LorascopeError):
 
 class InvalidStoreError(StoreError, ValueError):
     """The path holds no lorascope store that this version reads."""
+
+
+class RecordVersionError(InvalidStoreError):
+    """A commit record has a version that this lorascope does not read."""
+
+
+class SealedStoreError(StoreError, PermissionError):
+    """The store is sealed: nothing in it may change."""
+
+
+class UnsealedStoreError(StoreError, ValueError):
+    """The store is open, and what was asked is only defined for a sealed one."""
+
+
+class IncompleteCaptureError(StoreError, ValueError):
+    """A planned capture has samples that are not recorded yet."""
 
 
 class DamagedStoreError(StoreError, OSError):

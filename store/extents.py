@@ -50,12 +50,10 @@ def publish_shapes(
     segments: Collection[int],
     last: Mapping[str, int],
 ) -> None:
-    """Tell plain Zarr readers of the new length, after the commit, where no plan fixed it.
+    """Tell plain Zarr readers of the length: it grew, or an interrupted seal had cut it.
 
     The parameters are those of `make_columns`.
     """
-    if definition.plan is not None:
-        return
     for spec in definition.segmented_arrays(columns):
         content = spec.metadata(_size(definition, spec, segments, last))
         target = root / spec.path / "zarr.json"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,12 +21,20 @@ import google_crc32c
 import numpy as np
 
 from .disk import disk
-from .errors import LockedStoreError, StoreError, StoreSpaceError, StoreWriteError
+from .errors import (
+    DamagedStoreError,
+    LockedStoreError,
+    StoreError,
+    StoreSpaceError,
+    StoreWriteError,
+)
 
 MAX_GATHERED = 512
 """Pieces of one gathered write; systems allow 1024 (IOV_MAX)."""
 FILES_AT_ONCE = 128
 """Files that are open together; limits of 1024 are common."""
+LOCK_SECONDS = 0.02
+"""Wait before a taken lock is tried again."""
 _SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE}
 
 
@@ -113,7 +122,8 @@ def make_directories(path: Path) -> None:
         missing.append(path)
         path = path.parent
     for folder in reversed(missing):
-        disk().make_directory(folder)
+        with suppress(FileExistsError):  # another process made it in the meantime
+            disk().make_directory(folder)
 
 
 def remove(path: Path) -> None:
@@ -133,9 +143,11 @@ def remove_tree(path: Path) -> None:
 
 
 def read_file(path: Path) -> bytes:
-    """Return the bytes of a regular file; symbolic links are refused."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    """Return the bytes of a regular file; links, pipes and devices are refused by `OSError`."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
         return file.read()
 
 
@@ -157,31 +169,113 @@ def disk_errors(action: str) -> Iterator[None]:
         raise StoreWriteError(msg) from error
 
 
+class LockFile:
+    """A lock between processes, with words about its owner; a crash frees it.
+
+    Raises
+    ------
+    DamagedStoreError
+        If the lock is not a file of its own: what it is linked to would be overwritten.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = _open_lock(path)
+
+    def take(self, *, shared: bool) -> bool:
+        """Take the lock if it is free, alone or together with others; return whether it was."""
+        try:
+            fcntl.flock(
+                self._descriptor, fcntl.LOCK_NB | (fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+            )
+        except BlockingIOError:
+            return False
+        return True
+
+    def share(self) -> None:
+        """Hold the lock together with others from now on; waits while somebody has it alone."""
+        fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+
+    def sign(self, role: str) -> None:
+        """Write down who holds the lock: for people, and for who is refused."""
+        started = time.strftime("%Y-%m-%d %H:%M:%S")
+        self._write(f"process {os.getpid()} since {started}{role and f', {role}'}\n")
+
+    def clear(self) -> None:
+        """Take back the words of `sign`."""
+        with suppress(OSError):
+            self._write("")
+
+    @property
+    def owner(self) -> str:
+        """What the owner wrote down."""
+        words = os.pread(self._descriptor, 200, 0).decode(errors="replace").strip()
+        return words or "another process"
+
+    def close(self) -> None:
+        """Free the lock."""
+        os.close(self._descriptor)
+
+    def _write(self, words: str) -> None:
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, words.encode(), 0)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a writer holds the lock now; writers that come later are not kept out."""
+    if not path.exists():
+        return False
+    try:
+        lock = LockFile(path)
+    except (OSError, DamagedStoreError):
+        return False
+    try:
+        return not lock.take(shared=False)
+    finally:
+        lock.close()
+
+
 @contextmanager
 def exclusive_lock(path: Path) -> Iterator[None]:
-    """Hold the store's writer lock; a crash frees it.
+    """Hold a lock alone; a crash frees it.
 
     Raises
     ------
     LockedStoreError
         If another process holds it; says which one and since when.
+    DamagedStoreError
+        If the lock is not a file of its own: what it is linked to would be overwritten.
     """
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            owner = file.read(200).strip() or "another process"
-            msg = f"{path.parent.parent} is being written by {owner}: wait for it or stop it first."
-            raise LockedStoreError(msg) from error
-        file.seek(0)
-        file.truncate()
-        started = time.strftime("%Y-%m-%d %H:%M:%S")
-        file.write(f"process {os.getpid()} since {started}\n")
-        file.flush()
+    lock = LockFile(path)
+    try:
+        if not lock.take(shared=False):
+            # Once more: `is_locked` of another process holds it for a moment.
+            time.sleep(LOCK_SECONDS)
+        if not lock.take(shared=False):
+            store = path.parent.parent
+            msg = f"{store} is being written by {lock.owner}: wait for it or stop it first."
+            raise LockedStoreError(msg)
+        lock.sign("")
         try:
             yield
         finally:
-            with suppress(OSError):
-                file.seek(0)
-                file.truncate()
+            lock.clear()
+    finally:
+        lock.close()
+
+
+def _open_lock(path: Path) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise
+        msg = f"{path} is not a regular file: remove it if no capture runs"
+        raise DamagedStoreError(msg) from error
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+        os.close(descriptor)
+        msg = f"{path} is not a regular file of its own: remove it if no capture runs"
+        raise DamagedStoreError(msg)
+    return descriptor

@@ -21,6 +21,11 @@ FORMAT_NAME = "lorascope"
 FORMAT_VERSION = 1
 COMMITS = "__commits__"
 STAGING = f"{COMMITS}/staging"
+LOCK = f"{COMMITS}/store.lock"
+MANIFEST = "MANIFEST.json"
+QUARANTINE = "__quarantine__"
+MAX_METADATA_BYTES = 16 * 2**20
+"""Largest `zarr.json`."""
 NO_LAYER = -1
 """Coordinate of the single layer of a site without layers."""
 POOL_SEPARATOR = "."

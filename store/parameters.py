@@ -10,9 +10,12 @@ import numpy as np
 
 from .creation import chunk_entry, make_array, parameter_chunk
 from .definition import CaptureDefinition
-from .errors import ConfigMismatchError, MissingSiteError
+from .errors import ConfigMismatchError, MissingSiteError, SampleError
+from .guard import BrokenRule
 from .layout import check_name, dtype_name, numpy_dtype
-from .records import Record, RecordLog
+from .record import Record
+from .record_rules import check_parameter
+from .records import RecordLog
 from .segments import find_entry, read_checked
 
 
@@ -85,6 +88,7 @@ class ParameterWriter:
             check_name("parameter", name)
             array = np.asarray(value)
             if name not in present:
+                _check_parameter(name, array)
                 new[name] = array
             elif not _same(present[name], array):
                 msg = (
@@ -110,6 +114,14 @@ class ParameterWriter:
             files=files,
             attrs={"arrays": described, "attrs": dict(attrs)},
         )
+
+
+def _check_parameter(name: str, array: np.ndarray) -> None:
+    try:
+        check_parameter(name, list(array.shape), dtype_name(array.dtype))
+    except BrokenRule as error:
+        msg = f"a parameter cannot be stored: {error}"
+        raise SampleError(msg) from error
 
 
 def _same(stored: np.ndarray, asked: np.ndarray) -> bool:

@@ -36,8 +36,7 @@ class Pipeline:
             threading.Thread(target=self._work, args=(lane,), name=f"writer-{n}", daemon=True)
             for n, lane in enumerate(self._queues)
         ]
-        for thread in self._threads:
-            thread.start()
+        self._started = False
 
     @property
     def lanes(self) -> int:
@@ -59,6 +58,10 @@ class Pipeline:
             )
             self._raise_error()
             self._in_flight += n_bytes
+            if not self._started:
+                self._started = True
+                for thread in self._threads:
+                    thread.start()
         self._queues[lane].put((job, n_bytes))
 
     def check(self) -> None:
@@ -75,7 +78,7 @@ class Pipeline:
         """Let the queued jobs end and stop the threads; errors stay readable by `check`."""
         for lane in self._queues:
             lane.put(None)
-        for thread in self._threads:
+        for thread in self._threads if self._started else []:
             thread.join()
 
     def abandon(self) -> None:

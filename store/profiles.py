@@ -26,7 +26,8 @@ _BLOSC_FORMAT = 2
 _BLOSC_NUMBERS = {"lz4": 1, "zstd": 4}
 """Number of each library in the upper three bits of the header's flags."""
 _BITSHUFFLE = 2
-_WIDENED = ("float16", "bfloat16")
+WIDENED = ("float16", "bfloat16")
+"""What `portable` stores as float32."""
 
 
 def check_profile(name: str) -> ProfileName:
@@ -43,7 +44,7 @@ def stored_dtype(profile: ProfileName, dtype: str) -> str:
 
     `portable` widens float16 and bfloat16 to float32, which loses nothing; float64 stays.
     """
-    return "float32" if profile == "portable" and dtype in _WIDENED else dtype
+    return "float32" if profile == "portable" and dtype in WIDENED else dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,11 @@ class ChunkCodec:
     def max_bytes(self) -> int:
         """Most bytes that a compressed chunk can have without its checksum."""
         return self.chunk_bytes + BLOSC_HEADER_BYTES
+
+    @property
+    def min_bytes(self) -> int:
+        """Fewest bytes that a compressed chunk can have without its checksum."""
+        return BLOSC_HEADER_BYTES
 
     def metadata(self, plain: dict[str, Any]) -> list[dict[str, Any]]:
         """Return the Zarr codecs around `plain`, the codec from values to bytes."""

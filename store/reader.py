@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .capture import Capture
-from .creation import file_entry, read_metadata
+from .consistency import load_definitions
+from .creation import COPY_OF, root_attributes
 from .dataset import site_dataset
-from .definition import CaptureDefinition
 from .digest import content_digest
-from .errors import DamagedStoreError, InvalidStoreError, MissingCaptureError
-from .files import read_file
-from .layout import FORMAT_NAME, FORMAT_VERSION
+from .errors import InvalidStoreError, MissingCaptureError
+from .manifest import Manifest, read_manifest
 from .records import RecordLog
 
 if TYPE_CHECKING:
@@ -30,14 +30,16 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.path = root
-        attributes = _root_attributes(root)
+        attributes = root_attributes(root)
         self.uuid: str = attributes["uuid"]
         self.state: str = attributes["state"]
+        """`open`, or `sealed`: then nothing in it changes any more."""
+        self.origin: dict[str, Any] | None = attributes.get(COPY_OF)
+        """What a copy in another profile, or of some captures, was made of."""
         self.log = RecordLog(root)
         self._captures = {
-            record.capture: Capture(root, _definition(root, record.capture, self.log), self.log)
-            for record in self.log.records
-            if record.kind == "capture"
+            name: Capture(root, definition, self.log)
+            for name, definition in load_definitions(root, self.log).items()
         }
 
     @property
@@ -93,6 +95,22 @@ class Store:
         """
         return site_dataset(self.capture(capture), site, pool)
 
+    @cached_property
+    def manifest(self) -> Manifest | None:
+        """The manifest of a sealed store, None while it is open.
+
+        Raises
+        ------
+        DamagedStoreError
+            If it is missing or was changed.
+        """
+        return read_manifest(self.path) if self.state == "sealed" else None
+
+    @property
+    def manifest_digest(self) -> str | None:
+        """Digest of the files of a sealed store as they are, None while it is open."""
+        return self.manifest.digest if self.manifest is not None else None
+
     def content_digest(self) -> str:
         """Return the digest of the values: the same run gives the same one (see `FORMAT.md`)."""
         return content_digest(self._captures)
@@ -123,38 +141,3 @@ def open_store(path: str | Path) -> Store:
         msg = f"{root} does not exist: name the folder that capture-run or create_store wrote."
         raise InvalidStoreError(msg)
     return Store(root)
-
-
-def _root_attributes(root: Path) -> dict[str, Any]:
-    if not (root / "zarr.json").is_file():
-        msg = f"{root} is not a lorascope store: it has no zarr.json."
-        raise InvalidStoreError(msg)
-    attributes = read_metadata(root / "zarr.json")["attributes"]
-    if attributes.get("format") != FORMAT_NAME:
-        msg = f"{root} is a Zarr group, but not a lorascope store (no format {FORMAT_NAME!r})."
-        raise InvalidStoreError(msg)
-    if attributes.get("version") != FORMAT_VERSION:
-        msg = (
-            f"{root} has format version {attributes.get('version')!r}; this lorascope reads "
-            f"version {FORMAT_VERSION}: upgrade it."
-        )
-        raise InvalidStoreError(msg)
-    if not isinstance(attributes.get("uuid"), str) or attributes.get("state") != "open":
-        msg = f"{root}/zarr.json has no uuid or an unknown state."
-        raise InvalidStoreError(msg)
-    return attributes
-
-
-def _definition(root: Path, name: str, log: RecordLog) -> CaptureDefinition:
-    path = f"captures/{name}/zarr.json"
-    record = next(r for r in log.records if r.kind == "capture" and r.capture == name)
-    named = next((entry for entry in record.files if entry.path == path), None)
-    try:
-        content = read_file(root / path)
-    except OSError as error:
-        msg = f"{path} cannot be read: {error.strerror}"
-        raise DamagedStoreError(msg) from error
-    if named is None or file_entry(path, content) != named:
-        msg = f"{path} was changed after the capture was made"
-        raise DamagedStoreError(msg)
-    return CaptureDefinition.from_attributes(name, read_metadata(root / path)["attributes"])

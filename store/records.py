@@ -1,167 +1,168 @@
-"""Commit records: the rename of a record is the commit of what it names.
+"""The log of commit records: their chain, what repairs took back, and how one more is added.
 
-A record is one immutable JSON file `__commits__/<writer>-<number>.json`. It names every file of a
-segment (or of a parameter set, or of a capture's definition) with its size and checksums, and the
-SHA-256 of the record before it, so that a changed, swapped or removed record is noticed.
+The records of a writer are numbered without gaps and each names the SHA-256 of the one before it.
+A record that a repair withdrew stays a link of that chain, by the hash that the withdrawal states,
+whether its file is there or not; it commits nothing any more.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import re
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise, takewhile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Self
 
-from .errors import DamagedStoreError
-from .files import read_file, write_durable
-from .layout import COMMITS, NAME_PATTERN, STAGING, canonical, check_name, to_json
+from .errors import DamagedStoreError, RecordVersionError, SampleError
+from .files import write_durable
+from .guard import MAX_METADATA_BYTES, BrokenRule, parse_json, require
+from .inside import list_inside, read_inside
+from .layout import COMMITS, STAGING
+from .record import (
+    UNKNOWN_SHA256,
+    Record,
+    RecordKind,
+    SampleEntry,
+    decode_record,
+    record_name,
+)
+from .record_rules import RECORD_NAME, check_body
 from .shards import FileEntry
 
-RECORD_FORMAT = "lorascope-commit"
-RECORD_VERSION = 1
-MAX_RECORD_BYTES = 64 * 2**20
-_RECORD_NAME = re.compile(r"([A-Za-z0-9]+)-(\d{6,})\.json")
-
-_PATH = re.compile(rf"captures(/{NAME_PATTERN})+")
-
-type RecordKind = Literal["capture", "segment", "parameters"]
+MAX_GAP = 10_000
+"""More missing numbers in a row than this are no gap: the record after them is foreign."""
 
 
 @dataclass(frozen=True, slots=True)
-class SampleEntry:
-    """What a segment record says of one sample."""
+class Link:
+    """One record file as it was found."""
 
-    id: str
-    """The sample's id."""
-    rows: Mapping[str, tuple[int, int]]
-    """Per stream: first row slot (absolute) and number of rows."""
+    digest: str | None
+    """SHA-256 of the file; None if it could not be read."""
+    record: Record | None
+    """The record; None if it is damaged."""
+    error: str = ""
+    """What is wrong with it."""
+
+
+_ABSENT = Link(None, None)
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """One commit."""
+class Problem:
+    """A record that is missing, or is not the one that was written."""
 
-    kind: RecordKind
-    """What is committed."""
-    capture: str
-    """Name of the capture."""
-    writer: str
-    """Name of the writer that made it."""
-    number: int
-    """Running number of the writer."""
-    previous: str | None
-    """SHA-256 of the writer's record before this one."""
-    files: tuple[FileEntry, ...] = ()
-    """Every file that this commit made durable."""
-    segment: int | None = None
-    """Segment number, for `kind="segment"`."""
-    samples: tuple[SampleEntry, ...] = ()
-    """Samples in order, for `kind="segment"`."""
-    attrs: Mapping[str, Any] = field(default_factory=dict)
-    """Further facts: the configuration's digest, attributes of a parameter set."""
-
-    @property
-    def file_name(self) -> str:
-        """Name of the record's file."""
-        return f"{self.writer}-{self.number:06d}.json"
-
-    def encode(self) -> bytes:
-        """Return the bytes of the record's file."""
-        body: dict[str, Any] = {
-            "format": RECORD_FORMAT,
-            "version": RECORD_VERSION,
-            "kind": self.kind,
-            "capture": self.capture,
-            "writer": self.writer,
-            "number": self.number,
-            "previous": self.previous,
-            "files": [entry.to_dict() for entry in self.files],
-            "attrs": dict(self.attrs),
-        }
-        if self.kind == "segment":
-            body["segment"] = self.segment
-            body["samples"] = [
-                {"id": sample.id, "rows": {k: list(v) for k, v in sample.rows.items()}}
-                for sample in self.samples
-            ]
-        return to_json({"body": body, "sha256": hashlib.sha256(canonical(body)).hexdigest()})
+    name: str
+    """Name of its file."""
+    message: str
+    """What is wrong."""
+    sha256: str
+    """Hash under which it stays a link of the chain; zeros if nobody knows it."""
 
 
-def decode_record(data: bytes, name: str) -> Record:
-    """Return the record in `data`.
+@dataclass(slots=True)
+class Chain:
+    """What the records of a store say together."""
+
+    records: list[Record] = field(default_factory=list)
+    """Sound records that are not withdrawn, by writer and number; withdrawals among them."""
+    last: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Per writer, number and hash of the newest link."""
+    problems: list[Problem] = field(default_factory=list)
+    """What breaks the chain."""
+
+
+def read_links(root: Path) -> dict[str, Link]:
+    """Return every record file of a store by name, damaged ones included.
 
     Raises
     ------
-    DamagedStoreError
-        If the bytes are not exactly what a writer made.
+    RecordVersionError
+        If a newer lorascope wrote one of them.
     """
+    if not os.path.lexists(root / COMMITS):
+        return {}
+    names = [name for name in list_inside(root, COMMITS) if RECORD_NAME.fullmatch(name)]
+    return {name: _read_link(root, name) for name in names}
+
+
+def _read_link(root: Path, name: str) -> Link:
     try:
-        outer = json.loads(data)
-        body = outer["body"]
-        intact = (
-            outer["sha256"] == hashlib.sha256(canonical(body)).hexdigest()
-            and to_json(outer) == data
-            and body["format"] == RECORD_FORMAT
-        )
-        if not intact:
-            msg = f"the commit record {name} was changed after it was written"
-            raise DamagedStoreError(msg)
-        if body["version"] != RECORD_VERSION:
-            msg = (
-                f"the commit record {name} has version {body['version']}; "
-                f"this lorascope reads version {RECORD_VERSION}: upgrade it"
-            )
-            raise DamagedStoreError(msg)
-        return _from_body(body)
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        msg = f"the commit record {name} cannot be read: {type(error).__name__}"
-        raise DamagedStoreError(msg) from error
+        data = read_inside(root, f"{COMMITS}/{name}")
+    except DamagedStoreError as error:
+        return Link(None, None, f"the commit record {name} cannot be read: {error}")
+    digest = hashlib.sha256(data).hexdigest()
+    try:
+        record = decode_record(data, name)
+    except RecordVersionError:
+        raise
+    except DamagedStoreError as error:
+        return Link(digest, None, str(error))
+    if record.file_name != name or (record.number == 0) != (record.previous is None):
+        text = f"the chain of commit records is broken at {name}: it was made for another place"
+        return Link(digest, None, text)
+    return Link(digest, record)
 
 
-def _inside(path: str) -> str:
-    """Return a path if it stays below the store's captures; a record may come from anybody."""
-    if not _PATH.fullmatch(path):
-        msg = f"path {path!r} does not lie below captures/"
-        raise ValueError(msg)
-    return path
+def follow_chain(links: Mapping[str, Link]) -> Chain:
+    """Return what sound records say, and where their chain is broken."""
+    withdrawn: dict[str, str] = {}
+    for link in links.values():
+        withdrawn |= link.record.withdrawn if link.record else {}
+    numbers: dict[str, set[int]] = {}
+    for name in [*links, *withdrawn]:
+        match = RECORD_NAME.fullmatch(name)
+        if match is not None:
+            numbers.setdefault(match[1], set()).add(int(match[2]))
+    chain = Chain()
+    for writer in sorted(numbers):
+        near = _without_foreign(writer, sorted(numbers[writer]), withdrawn, chain)
+        _follow_writer(writer, near, links, withdrawn, chain)
+    return chain
 
 
-def _count(value: object) -> int:
-    if not isinstance(value, int) or value < 0:
-        msg = f"{value!r} is not a count"
-        raise ValueError(msg)
-    return value
+def _without_foreign(
+    writer: str, numbers: Sequence[int], withdrawn: Mapping[str, str], chain: Chain
+) -> list[int]:
+    """Leave out numbers that no writer can have reached: a name must not make us count for ever."""
+    near = list(takewhile(lambda pair: pair[1] - pair[0] <= MAX_GAP, pairwise([-1, *numbers])))
+    for number in numbers[len(near) :]:
+        name = record_name(writer, number)
+        if name not in withdrawn:
+            text = f"the commit record {name} follows on none: the chain of records is broken"
+            chain.problems.append(Problem(name, text, UNKNOWN_SHA256))
+    return [number for _, number in near]
 
 
-def _from_body(body: Mapping[str, Any]) -> Record:
-    return Record(
-        kind=body["kind"],
-        capture=check_name("capture", body["capture"]),
-        writer=body["writer"],
-        number=body["number"],
-        previous=body["previous"],
-        files=tuple(
-            FileEntry(
-                _inside(f["path"]),
-                f["size"],
-                f["crc32c"],
-                tuple(f.get("chunks", ())),
-                f.get("chunk_bytes", 0),
-                _count(f.get("slots", 0)),
-            )
-            for f in body["files"]
-        ),
-        segment=body.get("segment"),
-        samples=tuple(
-            SampleEntry(s["id"], {k: (v[0], v[1]) for k, v in s["rows"].items()})
-            for s in body.get("samples", ())
-        ),
-        attrs=body["attrs"],
-    )
+def _follow_writer(
+    writer: str,
+    numbers: Sequence[int],
+    links: Mapping[str, Link],
+    withdrawn: Mapping[str, str],
+    chain: Chain,
+) -> None:
+    """Walk one writer's records backwards: each is judged by what the next one says of it."""
+    wanted: str | None = None
+    accepted: list[Record] = []
+    for number in range(numbers[-1] if numbers else -1, -1, -1):
+        name = record_name(writer, number)
+        link = links.get(name, _ABSENT)
+        stated = withdrawn.get(name, wanted)
+        sound = link.record is not None and stated in {None, link.digest}
+        if not sound and name not in withdrawn:
+            text = link.error or f"the commit record {name} is not the one that was written"
+            if link is _ABSENT:
+                text = f"the chain of commit records is broken at {name}: it is missing"
+            chain.problems.append(Problem(name, text, wanted or link.digest or UNKNOWN_SHA256))
+        chain.last.setdefault(writer, (number, stated or link.digest or UNKNOWN_SHA256))
+        record = link.record if sound else None
+        wanted = record.previous if record is not None else None
+        if record is not None and (name not in withdrawn or record.kind == "withdrawal"):
+            accepted.append(record)
+    chain.records += reversed(accepted)
 
 
 class RecordLog:
@@ -174,6 +175,15 @@ class RecordLog:
     writer
         Name under which new records are written; may be changed between them.
 
+    Attributes
+    ----------
+    records
+        What is committed: captures, segments and parameters that no repair withdrew.
+    withdrawals
+        What repairs took back.
+    names
+        Files of these records and of the withdrawals.
+
     Raises
     ------
     DamagedStoreError
@@ -181,40 +191,28 @@ class RecordLog:
     """
 
     def __init__(self, root: Path, writer: str = "w0") -> None:
+        chain = follow_chain(read_links(root))
+        if chain.problems:
+            first = min(chain.problems, key=lambda problem: problem.name)
+            msg = f"{first.message}. lorascope repair takes it back and keeps the rest."
+            raise DamagedStoreError(msg)
+        self._take(root, writer, chain)
+
+    @classmethod
+    def of_chain(cls, root: Path, writer: str, chain: Chain) -> Self:
+        """Return the log of a chain that may be broken: a repair goes on from what is sound."""
+        log = cls.__new__(cls)
+        log._take(root, writer, chain)
+        return log
+
+    def _take(self, root: Path, writer: str, chain: Chain) -> None:
         self._root = root
         self.writer = writer
-        self.records: list[Record] = []
-        self._last: dict[str, tuple[int, str]] = {}
+        self.names = {record.file_name for record in chain.records}
+        self.records = [record for record in chain.records if record.kind != "withdrawal"]
+        self.withdrawals = [record for record in chain.records if record.kind == "withdrawal"]
+        self._last = dict(chain.last)
         self._committing = threading.Lock()
-        for path in sorted(self._paths(), key=_record_key):
-            self._replay(path)
-
-    def _paths(self) -> Sequence[Path]:
-        folder = self._root / COMMITS
-        if not folder.is_dir():
-            return []
-        return [path for path in folder.iterdir() if _RECORD_NAME.fullmatch(path.name)]
-
-    def _replay(self, path: Path) -> None:
-        if path.lstat().st_size > MAX_RECORD_BYTES:
-            msg = f"the commit record {path.name} is larger than {MAX_RECORD_BYTES} bytes"
-            raise DamagedStoreError(msg)
-        try:
-            data = read_file(path)
-        except OSError as error:
-            msg = f"the commit record {path.name} cannot be read: {error.strerror}"
-            raise DamagedStoreError(msg) from error
-        record = decode_record(data, path.name)
-        number, digest = self._last.get(record.writer, (-1, None))
-        chained = record.number == number + 1 and record.previous == digest
-        if record.file_name != path.name or not chained:
-            msg = f"the chain of commit records is broken at {path.name}: one is missing or changed"
-            raise DamagedStoreError(msg)
-        self._accept(record, data)
-
-    def _accept(self, record: Record, data: bytes) -> None:
-        self.records.append(record)
-        self._last[record.writer] = (record.number, hashlib.sha256(data).hexdigest())
 
     def commit(
         self,
@@ -241,14 +239,28 @@ class RecordLog:
                 attrs=dict(attrs or {}),
             )
             data = record.encode()
-            write_durable(
-                self._root / COMMITS / record.file_name, data, staging=self._root / STAGING
-            )
-            self._accept(record, data)
+            _check_own(data)
+            self._write(record, data)
         return record
 
+    def adopt(self, record: Record, data: bytes) -> Record:
+        """Write a record of another store as it is there: `data`, which say `record`."""
+        with self._committing:
+            self._write(record, data)
+        return record
 
-def _record_key(path: Path) -> tuple[str, int]:
-    match = _RECORD_NAME.fullmatch(path.name)
-    assert match is not None
-    return match[1], int(match[2])
+    def _write(self, record: Record, data: bytes) -> None:
+        write_durable(self._root / COMMITS / record.file_name, data, staging=self._root / STAGING)
+        self._last[record.writer] = (record.number, hashlib.sha256(data).hexdigest())
+        self.names.add(record.file_name)
+        (self.withdrawals if record.kind == "withdrawal" else self.records).append(record)
+
+
+def _check_own(data: bytes) -> None:
+    """Refuse to commit what no reader would accept."""
+    try:
+        require(len(data) <= MAX_METADATA_BYTES, f"it has more than {MAX_METADATA_BYTES} bytes")
+        check_body(parse_json(data)["body"])
+    except BrokenRule as error:
+        msg = f"a segment or set cannot be committed: {error}. Record fewer samples in a segment."
+        raise SampleError(msg) from error

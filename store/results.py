@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import InvalidStoreError
+from .errors import DamagedStoreError, InvalidStoreError
 from .files import disk_errors, sync_directory
+from .layout import COMMITS
+from .results_rules import check_results
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -45,6 +48,9 @@ def write_results(
     if target.exists() and not (target / "zarr.json").is_file():
         msg = f"{target} exists and is not a Zarr group: name another folder for the results."
         raise InvalidStoreError(msg)
+    if os.path.lexists(target / COMMITS):
+        msg = f"{target} is a store of activations: name another folder for the results."
+        raise InvalidStoreError(msg)
     staged = target.with_name(f".{target.name}.new")
     shutil.rmtree(staged, ignore_errors=True)
     with disk_errors(f"writing {target}"), warnings.catch_warnings():
@@ -61,12 +67,24 @@ def write_results(
 
 
 def read_results(path: str | Path) -> dict[str, xr.Dataset]:
-    """Return the tables that `write_results` wrote, loaded into memory."""
+    """Return the tables that `write_results` wrote, loaded into memory.
+
+    Raises
+    ------
+    InvalidStoreError
+        If there are none at the path.
+    DamagedStoreError
+        If anything there is not as `write_results` writes it; nothing of it was unpacked then.
+    """
     import xarray as xr
 
     root = Path(path)
     if not (root / "zarr.json").is_file():
         msg = f"{root} holds no results: name a results.zarr that `analyze` wrote."
         raise InvalidStoreError(msg)
-    names = sorted(p.name for p in root.iterdir() if (p / "zarr.json").is_file())
-    return {name: xr.open_zarr(root, group=name, consolidated=False).load() for name in names}
+    names = check_results(root)
+    try:
+        return {name: xr.open_zarr(root, group=name, consolidated=False).load() for name in names}
+    except Exception as error:  # whatever zarr and xarray say of bytes that anybody may have made
+        msg = f"the results in {root} cannot be read: {type(error).__name__}: {error}"
+        raise DamagedStoreError(msg) from error

@@ -12,7 +12,7 @@ import numpy as np
 from .definition import CaptureDefinition
 from .encoded import EncodedShardWriter
 from .layout import ArraySpec, Site, fill_bytes, numpy_dtype
-from .records import SampleEntry
+from .record import SampleEntry
 from .shards import ShardWriter, encode_strings
 
 type AnyShardWriter = ShardWriter | EncodedShardWriter

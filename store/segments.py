@@ -11,9 +11,11 @@ import numpy as np
 from .definition import CaptureDefinition
 from .encoded import read_encoded_bytes
 from .errors import DamagedStoreError, SampleError
+from .inside import opened
 from .layout import ArraySpec, Site, fill_bytes, numpy_dtype
 from .profiles import ChunkCodec
-from .records import Record, RecordLog
+from .record import Record
+from .records import RecordLog
 from .shards import FileEntry, decode_strings, read_shard_bytes
 
 
@@ -65,6 +67,18 @@ class SegmentIndex:
         counts = [s.rows[stream][1] for record in self.records for s in record.samples]
         return np.array(counts, np.int64)
 
+    def derived_columns(self) -> dict[str, list[str] | list[int]]:
+        """Return those columns of `samples` that the records say as well."""
+        samples = [(r.segment or 0, s) for r in self.records for s in r.samples]
+        columns: dict[str, list[str] | list[int]] = {
+            "id": [sample.id for _, sample in samples],
+            "segment": [segment for segment, _ in samples],
+        }
+        for stream in self._definition.streams:
+            columns[f"start_row.{stream}"] = [s.rows[stream][0] for _, s in samples]
+            columns[f"n_rows.{stream}"] = [s.rows[stream][1] for _, s in samples]
+        return columns
+
     def window(self, samples: slice, stream: str | None = None) -> Window:
         """Return the pieces that hold consecutive samples, in order.
 
@@ -90,8 +104,7 @@ class SegmentIndex:
         return {
             record.segment
             for record in self.records
-            if record.segment is not None
-            and any(e.path == spec.chunk_path(record.segment) for e in record.files)
+            if record.segment is not None and spec.chunk_path(record.segment) in record.entries
         }
 
     def _spans(self) -> Iterator[tuple[Record, int, int]]:
@@ -123,49 +136,53 @@ class SegmentReader:
         return self._sharded(site, layer, window)
 
     def _sharded(self, site: Site, layer: int, window: Window) -> np.ndarray:
-        total = sum(piece.stop - piece.start for piece in window)
-        out = np.empty((total, site.width), numpy_dtype(site.dtype))
         spec = self._definition.values_spec(site)
         inner = self._definition.slots(site)[1]
+        pieces = [
+            (piece, find_entry(piece.record, spec.chunk_path(layer, piece.record.segment or 0, 0)))
+            for piece in window
+            if piece.stop > piece.start
+        ]
+        for _, entry in pieces:
+            self._check_size(entry)
+        total = sum(piece.stop - piece.start for piece, _ in pieces)
+        out = np.empty((total, site.width), numpy_dtype(site.dtype))
         at = 0
-        for piece in window:
+        for piece, entry in pieces:
             count = piece.stop - piece.start
-            if not count:
-                continue
-            entry = find_entry(piece.record, spec.chunk_path(layer, piece.record.segment or 0, 0))
             chunks = range(piece.start // inner, -(-piece.stop // inner))
-            raw = self._chunks(entry, chunks, inner * site.row_bytes, spec.codec)
+            raw = self._chunks(entry, chunks, spec.codec)
             skip = piece.start - chunks.start * inner
             _copy_rows(raw, out[at : at + count], skip, inner)
             at += count
         return out
 
-    def _chunks(
-        self, entry: FileEntry, chunks: range, chunk_bytes: int, codec: ChunkCodec | None
-    ) -> np.ndarray:
+    def _chunks(self, entry: FileEntry, chunks: range, codec: ChunkCodec | None) -> np.ndarray:
         """Return checked chunks as the capture declares them: `[chunk, bytes]`."""
-        if entry.chunk_bytes != chunk_bytes or bool(entry.slots) != (codec is not None):
-            msg = (
-                f"{entry.path}: its commit record says chunks of {entry.chunk_bytes} bytes in "
-                f"{entry.slots} slots, which is not what the capture declares"
-            )
-            raise DamagedStoreError(msg)
-        path = self._root / entry.path
         if codec is None:
-            return read_shard_bytes(path, entry, chunks)
-        return read_encoded_bytes(path, entry, chunks, codec)
+            return read_shard_bytes(self._root, entry, chunks)
+        return read_encoded_bytes(self._root, entry, chunks, codec)
+
+    def _check_size(self, entry: FileEntry) -> None:
+        """Refuse a file that is not as large as its record says, before memory is taken for it."""
+        with opened(self._root, entry.path) as (_, size):
+            if size != entry.size:
+                word = "truncated" if size < entry.size else "changed"
+                msg = f"{entry.path} is {word}: it has {size} bytes, {entry.size} were committed"
+                raise DamagedStoreError(msg)
 
     def plain(self, spec: ArraySpec, window: Window, holders: set[int] | None = None) -> np.ndarray:
         """Return a window of an array that has one chunk per segment.
 
-        Where `holders` are given, the other segments have no such chunk and give fill values.
+        Where `holders` are given, segments that are not among them come out as fill values.
         """
         native = numpy_dtype(spec.dtype)
+        fill = np.frombuffer(fill_bytes(spec.dtype), native)[0]
         parts: list[np.ndarray] = [np.empty((0, *spec.chunk[1:]), native)]
         for piece in window:
             if holders is not None and piece.record.segment not in holders:
-                fill = np.frombuffer(fill_bytes(spec.dtype), native)
-                parts.append(np.repeat(fill, piece.stop - piece.start))
+                shape = (piece.stop - piece.start, *spec.chunk[1:])
+                parts.append(np.full(shape, fill, native))
                 continue
             index = [piece.record.segment or 0, *(0 for _ in spec.chunk[1:])]
             entry = find_entry(piece.record, spec.chunk_path(*index))
@@ -181,7 +198,10 @@ class SegmentReader:
                 values += [""] * (piece.stop - piece.start)
                 continue
             entry = find_entry(piece.record, spec.chunk_path(piece.record.segment))
-            values += decode_strings(read_checked(self._root, entry))[piece.start : piece.stop]
+            used = len(piece.record.samples)
+            content = read_checked(self._root, entry)
+            strings = decode_strings(content, slots=spec.chunk[0], used=used)
+            values += strings[piece.start : piece.stop]
         return values
 
 
@@ -198,13 +218,12 @@ def _copy_rows(raw: np.ndarray, out: np.ndarray, skip: int, inner: int) -> None:
 
 def find_entry(record: Record, path: str) -> FileEntry:
     """Return what a record says of a file; raises `DamagedStoreError` if it does not name it."""
-    for entry in record.files:
-        if entry.path == path:
-            return entry
+    if path in record.entries:
+        return record.entries[path]
     msg = f"{path} is not named by the commit record {record.file_name}"
     raise DamagedStoreError(msg)
 
 
 def read_checked(root: Path, entry: FileEntry) -> bytes:
     """Return the only chunk of a file, without its checksum, after comparing with the record."""
-    return read_shard_bytes(root / entry.path, entry, range(1))[0].tobytes()
+    return read_shard_bytes(root, entry, range(1))[0].tobytes()

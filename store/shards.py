@@ -20,10 +20,13 @@ import numpy as np
 from .checksums import combine
 from .errors import DamagedStoreError
 from .files import NewFile, crc32c, remove
+from .inside import opened
 
 MISSING = np.uint64(2**64 - 1)
 """Offset and length of an inner chunk that is not there."""
 CRC_BYTES = 4
+INDEX_ENTRY_BYTES = 16
+"""Offset and length of one inner chunk in the index of a shard."""
 WRITEBACK_BYTES = 2**20
 """After so many bytes the disk is asked to begin, so that the last fsync finds little left."""
 
@@ -122,10 +125,11 @@ class ShardFile:
         return FileEntry(self.final, self._size, self._crc, crcs, chunk_bytes, slots)
 
     def abort(self) -> None:
-        """Close and remove the staged file; the disk may refuse what is still buffered."""
+        """Close and remove the staged file; where the disk refuses, the next writer sweeps it."""
         with suppress(OSError):
             self._file.close()
-        remove(self.staged)
+        with suppress(OSError):
+            remove(self.staged)
 
     def _begin_writeback(self) -> None:
         """Let the kernel write what came so far, while the model computes what comes next.
@@ -202,13 +206,13 @@ class ShardWriter:
         self.file.abort()
 
 
-def read_shard_bytes(path: Path, entry: FileEntry, chunks: range) -> np.ndarray:
+def read_shard_bytes(root: Path, entry: FileEntry, chunks: range) -> np.ndarray:
     """Return the bytes of consecutive chunks, each checked against the commit record.
 
     Parameters
     ----------
-    path
-        The file on disk.
+    root
+        The store's root.
     entry
         What its record says.
     chunks
@@ -222,14 +226,17 @@ def read_shard_bytes(path: Path, entry: FileEntry, chunks: range) -> np.ndarray:
     Raises
     ------
     DamagedStoreError
-        If the file is absent, short, or a chunk's checksum differs from the record's.
+        If the file is absent, has another size, or a chunk's checksum differs from the record's.
     """
     stride = entry.chunk_bytes + CRC_BYTES
-    data = np.empty(len(chunks) * stride, np.uint8)
-    got = read_range(path, data, chunks.start * stride)
-    if got != data.size:
-        msg = f"{entry.path} is truncated: {got} of {data.size} bytes at {chunks.start * stride}"
-        raise DamagedStoreError(msg)
+    with opened(root, entry.path) as (descriptor, size):
+        # Before anything is allocated: what a record says may be larger than any memory.
+        if size != entry.size or chunks.stop * stride > size:
+            word = "truncated" if size < entry.size else "changed"
+            msg = f"{entry.path} is {word}: it has {size} bytes, {entry.size} were committed"
+            raise DamagedStoreError(msg)
+        data = np.empty(len(chunks) * stride, np.uint8)
+        read_range(descriptor, data, chunks.start * stride)
     table = data.reshape(len(chunks), stride)[:, : entry.chunk_bytes]
     for number, chunk in zip(chunks, table, strict=True):
         if number >= len(entry.chunks) or crc32c(chunk) != entry.chunks[number]:
@@ -238,23 +245,25 @@ def read_shard_bytes(path: Path, entry: FileEntry, chunks: range) -> np.ndarray:
     return table
 
 
-def read_range(path: Path, out: np.ndarray, offset: int) -> int:
-    """Fill a uint8 array from a file at `offset`; return the bytes got."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    except OSError as error:
-        msg = f"{path.name} cannot be read: {error.strerror} ({path})"
-        raise DamagedStoreError(msg) from error
-    try:
-        done = 0
-        while done < out.size:
+def read_range(descriptor: int, out: np.ndarray, offset: int) -> None:
+    """Fill a uint8 array from an open file at `offset`.
+
+    Raises
+    ------
+    DamagedStoreError
+        If the file ends before, or the disk refuses to read it.
+    """
+    done = 0
+    while done < out.size:
+        try:
             count = os.preadv(descriptor, [out[done:].data], offset + done)
-            if count == 0:
-                break
-            done += count
-        return done
-    finally:
-        os.close(descriptor)
+        except OSError as error:
+            msg = f"the disk refuses to read byte {offset + done} of a file: {error.strerror}"
+            raise DamagedStoreError(msg) from error
+        if count == 0:
+            msg = f"a file is truncated: {done} of {out.size} bytes at {offset}"
+            raise DamagedStoreError(msg)
+        done += count
 
 
 def _crc_array(value: int) -> np.ndarray:
@@ -270,19 +279,36 @@ def encode_strings(values: Sequence[str]) -> bytes:
     return b"".join(parts)
 
 
-def decode_strings(data: bytes) -> list[str]:
-    """Return the strings of a `vlen-utf8` chunk; raises `DamagedStoreError` if it is none."""
+def decode_strings(data: bytes, *, slots: int, used: int) -> list[str]:
+    """Return the first strings of a `vlen-utf8` chunk.
+
+    Parameters
+    ----------
+    data
+        The chunk.
+    slots
+        Strings that a chunk has.
+    used
+        Strings that are wanted; those after them must be empty.
+
+    Raises
+    ------
+    DamagedStoreError
+        If it is no such chunk.
+    """
+    if len(data) < 4 + 4 * slots or int.from_bytes(data[:4], "little") != slots:
+        msg = f"a chunk of strings does not hold {slots} strings"
+        raise DamagedStoreError(msg)
+    values, at = [], 4
     try:
-        count = int.from_bytes(data[:4], "little")
-        values, at = [], 4
-        for _ in range(count):
+        for _ in range(used):
             size = int.from_bytes(data[at : at + 4], "little")
             values.append(data[at + 4 : at + 4 + size].decode())
             at += 4 + size
     except UnicodeDecodeError as error:
         msg = "a chunk of strings is not UTF-8"
         raise DamagedStoreError(msg) from error
-    if at != len(data):
+    if at + 4 * (slots - used) != len(data) or data[at:].strip(b"\0"):
         msg = "a chunk of strings has a wrong length"
         raise DamagedStoreError(msg)
     return values

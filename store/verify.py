@@ -2,45 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
-from .blocks import checked_blocks
-from .capture import Capture
-from .creation import file_entry
-from .definition import CaptureDefinition
-from .errors import DamagedStoreError
-from .files import read_file
-from .layout import ArraySpec, group_metadata
+from .consistency import read_definition
+from .damage import Damage, FileChecker, Level
+from .errors import DamagedStoreError, InvalidStoreError, RecordVersionError, UnsealedStoreError
+from .expected import expected_metadata, root_metadata, sealed_root
+from .files import is_locked, read_file
+from .inside import tree_faults
+from .layout import COMMITS, LOCK, MANIFEST, MAX_METADATA_BYTES, STAGING
+from .manifest import Manifest
 from .reader import Store, open_store
-from .records import Record
-from .shards import FileEntry
+from .records import RecordLog, follow_chain, read_links
+from .tree import Tree, scan, scan_committed, scan_sealed
 
-type Level = Literal["quick", "default"]
-type DamageKind = Literal["missing", "size", "checksum", "metadata", "records"]
-
-
-@dataclass(frozen=True, slots=True)
-class Damage:
-    """One thing that is not as it was committed."""
-
-    kind: DamageKind
-    """Class of damage."""
-    path: str
-    """File below the store's root."""
-    message: str
-    """What differs, in a sentence."""
-    capture: str = ""
-    """The capture it belongs to."""
-    site: str = ""
-    """The site (or output, column, parameter) it belongs to."""
-    layer: int | None = None
-    """The layer, where the file belongs to one."""
-    samples: tuple[str, ...] = ()
-    """Ids of the samples whose values are in the file."""
+LOOKS = 3
+"""How often metadata of a live store are looked at again; commits are seconds apart."""
 
 
 @dataclass(slots=True)
@@ -49,6 +28,8 @@ class VerifyReport:
 
     level: Level
     """How much was checked."""
+    state: str = "open"
+    """`open` or `sealed`."""
     files: int = 0
     """Files checked."""
     bytes: int = 0
@@ -57,6 +38,8 @@ class VerifyReport:
     """Committed samples over all captures."""
     damages: list[Damage] = field(default_factory=list)
     """All that is wrong; empty for a sound store."""
+    leftovers: list[str] = field(default_factory=list)
+    """Files that nothing names and nobody is writing: no damage; `lorascope repair` sweeps them."""
 
     @property
     def ok(self) -> bool:
@@ -70,14 +53,15 @@ def verify_store(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
-    """Compare a store with its commit records.
+    """Compare a store with its commit records, and a sealed one with its manifest.
 
     Parameters
     ----------
     path
         The store's folder.
     level
-        `quick`: records, metadata, presence and sizes; `default`: also every checksum.
+        `quick`: records, metadata, presence and sizes; `default`: also every checksum; `full`, for
+        a sealed store: also the SHA-256 of every file and the digests.
     progress
         Called with bytes done and bytes in all.
 
@@ -90,125 +74,185 @@ def verify_store(
     ------
     InvalidStoreError
         If there is no store.
+    UnsealedStoreError
+        If level `full` is asked of an open store.
 
     Notes
     -----
-    Reads every byte once at level `default`; memory stays at some MiB.
+    Reads every byte once at level `default`, twice at level `full`; memory stays at some MiB, and
+    at one shard at level `full`.
     """
     report = VerifyReport(level)
     try:
         store = open_store(path)
-    except DamagedStoreError as error:
-        report.damages.append(Damage("records", "__commits__", str(error)))
+    except RecordVersionError:
+        raise
+    except (DamagedStoreError, InvalidStoreError) as error:
+        report.damages += _why_closed(Path(path), error)
         return report
-    entries = [(record, entry) for record in store.log.records for entry in record.files]
-    total = sum(entry.size for _, entry in entries)
-    done = 0
-    for record, entry in entries:
-        damage = _check_file(store, record, entry, level)
-        if damage is not None:
-            report.damages.append(damage)
-        report.files += 1
-        done += entry.size
-        report.bytes += entry.size if level == "default" else 0
-        if progress is not None:
-            progress(done, total)
+    report.state = store.state
+    if level == "full" and store.state != "sealed":
+        msg = (
+            f"{path} is open: it has no manifest yet to compare with. Seal it first (lorascope "
+            "seal), or verify it without full: that compares every byte with the commit records."
+        )
+        raise UnsealedStoreError(msg)
+    for fault, reason in tree_faults(store.path):
+        report.damages.append(Damage("foreign", fault, f"{fault}: {reason}"))
+    tree = scan_committed(store.path)
+    digests = _check_files(store, tree, report, progress)
     for name in store.captures:
-        capture = store.capture(name)
-        report.samples += len(capture)
-        for damage in _check_metadata(store.path, capture):
-            report.damages.append(damage)
+        report.samples += len(store.capture(name))
+    report.damages += _metadata_damages(store, tree)
+    if store.state == "sealed":
+        _check_sealed(store, digests, report)
+    report.leftovers += _leftovers(store, tree)
     return report
 
 
-def _check_file(store: Store, record: Record, entry: FileEntry, level: Level) -> Damage | None:
-    path = store.path / entry.path
+def _why_closed(root: Path, error: Exception) -> Iterator[Damage]:
+    """Yield what keeps a store from opening; raises `error` again if there is no store at all."""
     try:
-        status = path.lstat()
+        chain = follow_chain(read_links(root))
     except OSError:
-        return _damage(store, record, entry, "missing", "the file is missing")
-    if not path.is_file() or path.is_symlink():
-        return _damage(store, record, entry, "missing", "it is not a regular file")
-    if status.st_size != entry.size:
-        text = f"it has {status.st_size} bytes, {entry.size} were committed"
-        return _damage(store, record, entry, "size", text)
-    if level == "default" and not _same_bytes(path, entry):
-        return _damage(store, record, entry, "checksum", "its checksum differs from the record")
-    return None
-
-
-def _same_bytes(path: Path, entry: FileEntry) -> bool:
-    """Read a file once, comparing every chunk and the whole with the record."""
-    try:
-        for _ in checked_blocks(path, entry):
-            pass
-    except DamagedStoreError:
-        return False
-    return True
-
-
-def _damage(store: Store, record: Record, entry: FileEntry, kind: DamageKind, text: str) -> Damage:
-    parts = entry.path.split("/")
-    layer = None
-    if parts[2:3] in (["sites"], ["pooled"]) and parts[4] == "values":
-        spec = {**store.capture(record.capture).sites, **store.capture(record.capture).pooled}
-        layers = spec[parts[3]].layers
-        layer = None if layers is None else layers[int(parts[5].split(".")[1])]
-    return Damage(
-        kind=kind,
-        path=entry.path,
-        message=f"{entry.path}: {text}",
-        capture=record.capture,
-        site=parts[3] if len(parts) > 3 else "",
-        layer=layer,
-        samples=tuple(sample.id for sample in record.samples),
-    )
-
-
-def _check_metadata(root: Path, capture: Capture) -> Iterator[Damage]:
-    definition = capture.definition
-    for group in definition.groups()[1:]:
-        yield from _check_exact(root, definition, group, group_metadata({}))
-    for site in definition.sites:
-        spec = definition.layer_spec(site)
-        yield from _check_exact(root, definition, spec.path, spec.metadata())
-    for name, value in capture.parameters.described.items():
-        spec = definition.parameter_spec(name, value["shape"], value["dtype"])
-        yield from _check_exact(root, definition, spec.path, spec.metadata())
-    for spec in definition.segmented_arrays(capture.segments.columns):
-        yield from _check_exact(root, definition, spec.path, _expected(root, capture, spec))
-
-
-def _expected(root: Path, capture: Capture, spec: ArraySpec) -> bytes:
-    """Return the metadata a segmented array should have.
-
-    Without a plan the published length may lag behind the records by a crash: any length up to
-    that of the records is sound.
-    """
-    definition = capture.definition
-    if definition.plan is not None:
-        return spec.metadata(definition.planned_size(spec))
-    newest = capture.segments.records[-1] if len(capture.segments) else None
-    segments = 0 if newest is None else (newest.segment or 0) + 1
-    size = definition.cut_size(spec, segments, newest.attrs["used"] if newest else {})
-    try:
-        published = json.loads(read_file(root / spec.path / "zarr.json"))["shape"][spec.cut_axis]
-        if isinstance(published, int) and 0 <= published <= size:
-            size = published
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
-        return spec.metadata(size)
-    return spec.metadata(size)
-
-
-def _check_exact(
-    root: Path, definition: CaptureDefinition, folder: str, expected: bytes
-) -> Iterator[Damage]:
-    path = f"{folder}/zarr.json"
-    try:
-        content = read_file(root / path)
-    except OSError:
-        yield Damage("missing", path, f"{path}: the file is missing", definition.name)
+        raise error from None
+    if not chain.records and not chain.problems:
+        raise error
+    if isinstance(error, InvalidStoreError):
+        yield Damage("metadata", "zarr.json", str(error))
+    for problem in sorted(chain.problems, key=lambda problem: problem.name):
+        yield Damage("records", f"{COMMITS}/{problem.name}", problem.message)
+    if chain.problems:
         return
-    if file_entry(path, content) != file_entry(path, expected):
-        text = f"{path}: the metadata are not those of the capture's definition"
-        yield Damage("metadata", path, text, definition.name)
+    log, found = RecordLog.of_chain(root, "", chain), False
+    for record in log.records:
+        if record.kind != "capture":
+            continue
+        try:
+            read_definition(root, record.capture, log)
+        except (DamagedStoreError, InvalidStoreError) as damage:
+            found = True
+            path = f"captures/{record.capture}/zarr.json"
+            yield Damage("metadata", path, str(damage), record.capture)
+    if not found and isinstance(error, DamagedStoreError):
+        yield Damage("records", COMMITS, str(error))
+
+
+def _check_files(
+    store: Store, tree: Tree, report: VerifyReport, progress: Callable[[int, int], None] | None
+) -> dict[str, str]:
+    """Check every committed file; return the SHA-256 of those that were read for it."""
+    definitions = {name: store.capture(name).definition for name in store.captures}
+    checker = FileChecker(store.path, tree, definitions)
+    entries = [(record, entry) for record in store.log.records for entry in record.files]
+    total = sum(entry.size for _, entry in entries)
+    done = 0
+    digests: dict[str, str] = {}
+    for record, entry in entries:
+        damage, sha256 = checker.check(record, entry, report.level)
+        if damage is not None:
+            report.damages.append(damage)
+        if sha256 is not None:
+            digests[entry.path] = sha256
+        report.files += 1
+        done += entry.size
+        report.bytes += entry.size if report.level != "quick" else 0
+        if progress is not None:
+            progress(done, total)
+    return digests
+
+
+def _metadata_damages(store: Store, tree: Tree) -> list[Damage]:
+    """Return damaged metadata; looks again where a writer may have committed in between."""
+    damages = list(_check_metadata(store, tree))
+    for _ in range(LOOKS):
+        if not damages or not is_locked(store.path / LOCK):
+            break
+        damages = list(_check_metadata(open_store(store.path), scan_committed(store.path)))
+    return damages
+
+
+def _check_metadata(store: Store, tree: Tree) -> Iterator[Damage]:
+    captures = {name: store.capture(name) for name in store.captures}
+    sealed = store.state == "sealed"
+    for expected in expected_metadata(store.path, captures, sealed=sealed):
+        size = tree.files.get(expected.path)
+        if size is None:
+            text = f"{expected.path}: the file is missing"
+            yield Damage("missing", expected.path, text, expected.capture)
+        elif size > MAX_METADATA_BYTES or not expected.allows(_read(store.path / expected.path)):
+            text = f"{expected.path}: the metadata are not those of the capture's definition"
+            yield Damage("metadata", expected.path, text, expected.capture)
+    wanted = root_metadata(store.uuid, store.origin)
+    if sealed:
+        wanted = sealed_root(store.path, store.uuid, store.origin, captures)
+    named = [r.attrs.get("store", store.uuid) for r in store.log.records if r.kind == "capture"]
+    if any(uuid != store.uuid for uuid in named) or _read(store.path / "zarr.json") != wanted:
+        yield Damage("metadata", "zarr.json", "zarr.json: the root's metadata were changed")
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return read_file(path)
+    except OSError:
+        return None
+
+
+def _check_sealed(store: Store, digests: dict[str, str], report: VerifyReport) -> None:
+    """Compare the files of a sealed store with its manifest, as far as the level asks for it."""
+    try:
+        manifest = store.manifest
+    except DamagedStoreError as error:
+        report.damages.append(Damage("manifest", MANIFEST, str(error)))
+        return
+    if manifest is None:
+        return
+    said = {damage.path for damage in report.damages}
+    tree = scan_sealed(store.path)
+    found = _against_manifest(store, manifest, tree, digests, report.level)
+    report.damages += [damage for damage in found if damage.path not in said]
+    if report.level != "full":
+        return
+    for path in sorted(tree.entries - set(manifest.files)):
+        text = f"{path}: the manifest of the sealed store does not name it"
+        report.damages.append(Damage("unnamed", path, text))
+    if not report.damages and store.content_digest() != manifest.content_digest:
+        text = f"{MANIFEST}: its content_digest is not that of the values"
+        report.damages.append(Damage("digest", MANIFEST, text))
+
+
+def _against_manifest(
+    store: Store, manifest: Manifest, tree: Tree, digests: dict[str, str], level: Level
+) -> Iterator[Damage]:
+    checker = FileChecker(store.path, tree, {})
+    for path, (size, sha256) in manifest.files.items():
+        if path not in tree.files:
+            yield Damage("missing", path, f"{path}: the file that the manifest names is missing")
+        elif tree.files[path] != size:
+            text = f"{path}: it has {tree.files[path]} bytes, {size} were sealed"
+            yield Damage("size", path, text)
+        elif level == "full" and (digests.get(path) or checker.sha256(path)) != sha256:
+            yield Damage("checksum", path, f"{path}: its SHA-256 is not that of the manifest")
+
+
+def _leftovers(store: Store, tree: Tree) -> list[str]:
+    """Return files that nothing names; none while a writer is at work, whose files they may be."""
+    entries = tree.entries | scan(store.path, STAGING).entries
+    if store.state == "open" and (store.path / MANIFEST).exists():
+        entries.add(MANIFEST)
+    if not entries - _named(store) or is_locked(store.path / LOCK):
+        return []
+    # The writer may have committed some of them and gone since the records were read.
+    return sorted(path for path in entries - _named(open_store(store.path)) if _exists(store, path))
+
+
+def _exists(store: Store, path: str) -> bool:
+    return (store.path / path).exists() or (store.path / path).is_symlink()
+
+
+def _named(store: Store) -> set[str]:
+    captures = {name: store.capture(name) for name in store.captures}
+    named = {entry.path for record in store.log.records for entry in record.files}
+    named |= {f"{COMMITS}/{name}" for name in store.log.names}
+    sealed = store.state == "sealed"
+    return named | {e.path for e in expected_metadata(store.path, captures, sealed=sealed)}

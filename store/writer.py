@@ -28,6 +28,7 @@ from .files import disk_errors
 from .layout import SampleRows
 from .parameters import Parameters, ParameterWriter
 from .pipeline import Pipeline
+from .ranks import Rank
 from .records import RecordLog
 from .segment import NewSample, OpenSegment
 
@@ -42,6 +43,8 @@ class WriterRun:
     """Bound on the bytes that wait for the disk."""
     threads: int
     """Writer threads."""
+    rank: Rank
+    """Whose segments are written."""
     stack: ExitStack
     """What to release when the writer ends: the store's lock."""
 
@@ -60,6 +63,7 @@ class Writer:
     ) -> None:
         self._definition = definition
         self._plan = run.plan
+        self._rank = run.rank
         self._stack = run.stack
         gather_bytes = min(GATHER_BYTES, run.buffer_bytes // 4)
         self._pipeline = Pipeline(run.threads, run.buffer_bytes - gather_bytes)
@@ -78,11 +82,15 @@ class Writer:
 
     @property
     def segments(self) -> list[PlannedSegment]:
-        """The plan's segments in order, each with whether it is durable; empty without a plan."""
+        """Segments of the plan that this rank writes, in order, each with whether it is durable.
+
+        Empty without a plan.
+        """
         done = self._committer.segments
         return [
             PlannedSegment(index, tuple(s.id for s in samples), index in done)
             for index, samples in enumerate(self._plan)
+            if self._rank.owns(index)
         ]
 
     @property
@@ -106,7 +114,13 @@ class Writer:
         ------
         ConfigMismatchError
             If a parameter is there already with other values. Equal values: nothing happens.
+
+        Notes
+        -----
+        Where several ranks write, rank 0 writes the parameters; of the others nothing is kept.
         """
+        if self._rank.number:
+            return
         with disk_errors("writing parameters"):
             self._parameters.write(values, attrs or {})
 
@@ -290,7 +304,8 @@ class Writer:
             done += 1
 
     def _next_planned(self, segment: int) -> int:
-        while segment in self._committer.segments:
+        """Return the first segment from `segment` on that is this rank's and not durable."""
+        while segment in self._committer.segments or not self._rank.owns(segment):
             segment += 1
         return segment
 

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tomllib
 import venv
 import zipfile
@@ -41,7 +42,7 @@ def wheel_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rooms = PROJECT["tool"]["setuptools"]["package-dir"].values()
     for name in [*rooms, "tests"]:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ["pyproject.toml", "README.md", "LICENSE"]:
+    for name in ["pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md"]:
         shutil.copy(ROOT / name, source)
     # Without isolation: an isolated build would download the backend that is here already.
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", tmp_path, source, cwd=tmp_path)
@@ -66,6 +67,18 @@ def scripts_path(wheel_path: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     purelib = Path(run(python, "-c", query, cwd=home).strip())
     (purelib / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return bin_path
+
+
+def test_the_sdist_carries_the_tests_and_the_golden_stores(wheel_path: Path) -> None:
+    """They are read for ever, by whoever builds from source as well."""
+    (sdist,) = wheel_path.parent.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    golden = ROOT / "tests/store/golden"
+    wanted = {p.relative_to(ROOT).as_posix() for p in golden.rglob("*.zarr/**/*") if p.is_file()}
+    assert len(wanted) > 200
+    assert wanted | {"tests/store/test_golden.py", "tests/store/golden/make.py"} <= names
+    assert not [name for name in names if "__pycache__" in name]
 
 
 def test_the_wheel_holds_every_subpackage_and_no_tests(wheel_path: Path) -> None:

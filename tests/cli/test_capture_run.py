@@ -11,6 +11,7 @@ import soundfile
 
 from lorascope.cli import capture_run as module
 from lorascope.cli.capture_run import capture_run
+from lorascope.cli.lorascope import lorascope
 from lorascope.store import open_store
 
 HEAD_ONLY = "captures={frozen: {train: {epochs: 1}}}"
@@ -243,3 +244,28 @@ def test_adding_a_capture_to_a_store(demo, tmp_path: Path):
     new = [line.split()[:3] for line in ran.out.splitlines()[1:3]]
     assert new == [["frozen", "32", "0"], ["untrained", "32", "32"]]
     assert open_store(tmp_path / "s.zarr").captures == ["frozen", "untrained"]
+
+
+def test_after_a_repair_the_same_command_records_what_is_missing(demo, run, tmp_path: Path):
+    """A segment and the trained head are damaged; then the store is sealed and stays as it is."""
+    cut = ("--set", "run.segment_samples=8")
+    assert demo(*cut).code == 0
+    path = tmp_path / "s.zarr"
+    digest = open_store(path).content_digest()
+    shard = next(path.glob("captures/frozen/pooled/*/values/c.0.1.0"))
+    weight = next(path.glob("captures/frozen/parameters/*/c.*"))
+    for victim in (shard, weight):
+        content = bytearray(victim.read_bytes())
+        content[5] ^= 2
+        victim.write_bytes(content)
+    assert run(lorascope, "verify", path).code == 3
+    assert run(lorascope, "repair", path).code == 0
+    assert 0 < len(open_store(path).samples) < 32
+    ran = demo(*cut)
+    assert ran.code == 0, ran.err
+    assert run(lorascope, "verify", path).code == 0
+    assert open_store(path).content_digest() == digest
+    assert run(lorascope, "seal", path).code == 0
+    ran = demo(*cut)
+    assert ran.code == 2
+    assert "is sealed and never changes" in ran.err

@@ -20,6 +20,10 @@ from lorascope.cli.errors import EXIT_CODES, exit_code, message_of
 EXPECTED = {
     store.InvalidStoreError: 3,
     store.DamagedStoreError: 3,
+    store.RecordVersionError: 3,
+    store.SealedStoreError: 2,
+    store.UnsealedStoreError: 2,
+    store.IncompleteCaptureError: 2,
     store.MissingCaptureError: 2,
     store.MissingSiteError: 2,
     store.ConfigMismatchError: 2,

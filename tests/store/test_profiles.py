@@ -23,6 +23,7 @@ from lorascope.store import (
 )
 from lorascope.store.encoded import read_spans
 from lorascope.store.files import crc32c
+from lorascope.store.inside import opened
 from lorascope.store.layout import canonical, to_json
 from lorascope.store.profiles import chunk_codec, stored_dtype
 
@@ -244,7 +245,8 @@ def test_damage_in_a_compressed_shard_is_found(frames, tmp_path, profile, where)
     content = bytearray(shard.read_bytes())
     log = open_store(copy).log
     stored = next(e for r in log.records for e in r.files if e.path == entry["path"])
-    offset, length = read_spans(shard, stored)[-1]
+    with opened(copy, stored.path) as (descriptor, _):
+        offset, length = read_spans(descriptor, stored)[-1]
     at = {"chunk": offset + 40, "checksum": offset + length - 1, "index": len(content) - 9}[where]
     content[at] ^= 8
     shard.write_bytes(content)

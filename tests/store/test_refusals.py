@@ -139,7 +139,7 @@ def test_names_and_paths(tmp_path):
 
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_computed(tmp_path):
-    plan = [SampleRows("a", {"tokens": 10**9})]
+    plan = [SampleRows("a", {"tokens": 5 * 10**6})]
     with pytest.raises(StoreSpaceError, match=r"needs up to .* GiB"):
         create_store(tmp_path / "s", capture="a", sites=[Site("x", range(100), 4096)], plan=plan)
 

@@ -12,7 +12,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorascope.store import SampleRows, Site
+from lorascope.store import SampleRows, Site, create_store, open_store
 from lorascope.store.chunking import chunk_rows, plan_segments
 from lorascope.store.layout import ArraySpec, fill_bytes
 from lorascope.store.pipeline import Pipeline
@@ -115,3 +115,18 @@ def test_a_failing_job_reaches_the_producer_and_nobody_waits():
             time.sleep(0.001)
     with pytest.raises(OSError, match="disk gone"):
         pipeline.close()
+
+
+def test_a_column_that_comes_later_is_empty_before(tmp_path):
+    """Strings, numbers and flags alike; a plain Zarr reader sees the same fill values."""
+    x = {"x": np.zeros((2, 1, 3))}
+    site = Site("x", [0, 1], 3)
+    with create_store(tmp_path / "s", capture="a", sites=[site], segment_samples=1) as writer:
+        writer.append("one", x)
+        writer.append("two", x, columns={"take": 7, "gain": 0.5, "loud": True, "note": "n"})
+    table = open_store(tmp_path / "s").capture("a").samples
+    assert table["take"].tolist() == [-1, 7]
+    assert np.isnan(table["gain"][0])
+    assert table["gain"][1] == 0.5
+    assert table["loud"].tolist() == [False, True]
+    assert table["note"].tolist() == ["", "n"]

@@ -47,10 +47,8 @@ def sound(tmp_path_factory):
 
 
 def files_of(path):
-    """Every file whose content means something; the lock file and the root's uuid do not count."""
-    return sorted(
-        p for p in path.rglob("*") if p.is_file() and p.name != "store.lock" and p.parent != path
-    )
+    """Every file but the lock, whose content is for people."""
+    return sorted(p for p in path.rglob("*") if p.is_file() and p.name != "store.lock")
 
 
 @settings(
@@ -58,9 +56,8 @@ def files_of(path):
 )
 @given(data=st.data())
 def test_any_flipped_bit_is_found(sound, data):
-    """Data, index, metadata and records alike, the shared group files of the root excepted."""
-    files = [p for p in files_of(sound) if p != sound / "captures/zarr.json"]
-    target = data.draw(st.sampled_from(files))
+    """Data, index, metadata and records alike, the root and its uuid too."""
+    target = data.draw(st.sampled_from(files_of(sound)))
     content = bytearray(target.read_bytes())
     at = data.draw(st.integers(0, len(content) - 1))
     bit = 1 << data.draw(st.integers(0, 7))
@@ -88,10 +85,94 @@ def test_any_lost_file_is_found_by_quick(sound, tmp_path, change):
             victim.write_bytes(content + b" ")
         elif change == "link":
             victim.symlink_to(target)
-        if victim == copy / "captures/zarr.json":
-            continue
         report = verify_store(copy, "quick")
         assert not report.ok, f"{change} of {victim} was not noticed"
+
+
+def test_a_lost_last_record_leaves_files_that_nothing_names(sound, tmp_path):
+    """The chain cannot miss it; its files are told, and repair keeps them."""
+    copy = tmp_path / "s.zarr"
+    shutil.copytree(sound, copy)
+    last = max((copy / "__commits__").glob("w0-*.json"))
+    files = [entry["path"] for entry in json.loads(last.read_text())["body"]["files"]]
+    last.unlink()
+    report = verify_store(copy)
+    assert report.ok
+    assert report.leftovers == sorted(files)
+
+
+def test_each_damage_of_the_root_is_named(sound, tmp_path):
+    copy = tmp_path / "s.zarr"
+    shutil.copytree(sound, copy)
+    root = copy / "zarr.json"
+    text = root.read_text()
+    uuid = json.loads(text)["attributes"]["uuid"]
+    for change in (
+        text.replace(uuid, uuid[::-1]),
+        text.replace('"open"', '"ajar"'),
+        text.replace("lorascope", "lorascape"),
+        text + " ",
+        "{",
+    ):
+        root.write_text(change)
+        assert [(d.kind, d.path) for d in verify_store(copy).damages] == [("metadata", "zarr.json")]
+    root.unlink()
+    assert [(d.kind, d.path) for d in verify_store(copy).damages] == [("metadata", "zarr.json")]
+
+
+def test_a_damaged_definition_is_named(sound, tmp_path):
+    copy = tmp_path / "s.zarr"
+    shutil.copytree(sound, copy)
+    definition = copy / "captures/base/zarr.json"
+    definition.write_text(definition.read_text().replace('"seed": 0', '"seed": 1') + " ")
+    (damage,) = verify_store(copy).damages
+    assert (damage.kind, damage.path, damage.capture) == (
+        "metadata",
+        "captures/base/zarr.json",
+        "base",
+    )
+
+
+def test_every_broken_record_is_named(sound, tmp_path):
+    copy = tmp_path / "s.zarr"
+    shutil.copytree(sound, copy)
+    first, second, *_ = sorted((copy / "__commits__").glob("*.json"))
+    first.write_bytes(first.read_bytes()[:-1])
+    second.unlink()
+    damages = verify_store(copy).damages
+    assert [(d.kind, d.path) for d in damages] == [
+        ("records", f"__commits__/{first.name}"),
+        ("records", f"__commits__/{second.name}"),
+    ]
+
+
+def test_what_a_live_writer_has_not_committed_is_not_told(tmp_path):
+    from lorascope.store import create_store
+
+    from .conftest import SITES
+
+    path = tmp_path / "s.zarr"
+    stray = "captures/live/sites/embed/values/c.0.0.0"
+    with create_store(path, capture="live", sites=SITES):
+        (path / stray).write_bytes(b"renamed, and its record is still to come")
+        assert verify_store(path).leftovers == []
+    report = verify_store(path)
+    assert (report.ok, report.leftovers) == (True, [stray])
+    (path / stray).unlink()
+    (path / "captures/live/elsewhere").symlink_to(tmp_path)
+    assert verify_store(path).leftovers == ["captures/live/elsewhere"]
+    (path / "MANIFEST.json").write_text("of a seal that was interrupted")
+    assert verify_store(path).leftovers == ["MANIFEST.json", "captures/live/elsewhere"]
+
+
+def test_a_folder_behind_a_link_does_not_count(sound, tmp_path):
+    copy = tmp_path / "s.zarr"
+    shutil.copytree(sound, copy)
+    values = copy / "captures/base/sites/embed/values"
+    values.rename(tmp_path / "outside")
+    values.symlink_to(tmp_path / "outside")
+    missing = {d.path for d in verify_store(copy, "quick").damages if d.kind == "missing"}
+    assert {f"captures/base/sites/embed/values/c.0.{n}.0" for n in range(2)} <= missing
 
 
 def test_damage_names_site_layer_and_samples(sound, tmp_path):

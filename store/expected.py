@@ -1,0 +1,151 @@
+"""The metadata a store must have: all of them follow from definitions and commit records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .capture import Capture
+from .creation import COPY_OF
+from .files import read_file
+from .layout import (
+    FORMAT_NAME,
+    FORMAT_VERSION,
+    MAX_METADATA_BYTES,
+    ArraySpec,
+    group_metadata,
+    to_json,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """One file whose bytes follow from definitions and records."""
+
+    path: str
+    """Path below the store's root."""
+    content: bytes
+    """What it should hold."""
+    also: tuple[bytes, ...] = ()
+    """What it may hold as well: lengths that a crash left behind."""
+    capture: str = ""
+    """The capture it belongs to."""
+
+    def allows(self, content: bytes | None) -> bool:
+        """Whether a file with this content is sound."""
+        return content == self.content or content in self.also
+
+
+def expected_metadata(
+    root: Path, captures: Mapping[str, Capture], *, sealed: bool
+) -> Iterator[Expected]:
+    """Yield every `zarr.json` below `captures/`, those of the captures' definitions excepted.
+
+    Parameters
+    ----------
+    root
+        The store's root; published lengths are read from it where several are sound.
+    captures
+        What is committed.
+    sealed
+        Whether arrays must be exactly as long as what is committed.
+    """
+    yield Expected("captures/zarr.json", group_metadata({}))
+    for name, capture in captures.items():
+        definition = capture.definition
+        for group in definition.groups()[1:]:
+            yield Expected(f"{group}/zarr.json", group_metadata({}), (), name)
+        specs = [definition.layer_spec(site) for site in definition.sites]
+        specs += [
+            definition.parameter_spec(parameter, value["shape"], value["dtype"])
+            for parameter, value in capture.parameters.described.items()
+        ]
+        for spec in specs:
+            yield Expected(f"{spec.path}/zarr.json", spec.metadata(), (), name)
+        for spec in definition.segmented_arrays(capture.segments.columns):
+            yield _segmented(root, capture, spec, sealed=sealed)
+
+
+def committed_size(capture: Capture, spec: ArraySpec) -> int:
+    """Return the length of an array's cut axis that the records account for."""
+    records = capture.segments.records
+    if not records:
+        return 0
+    newest = records[-1]
+    return capture.definition.cut_size(spec, (newest.segment or 0) + 1, newest.attrs["used"])
+
+
+def _segmented(root: Path, capture: Capture, spec: ArraySpec, *, sealed: bool) -> Expected:
+    """Return what is expected of an array that is cut into segments.
+
+    With a plan an open store has the planned lengths, or those of a seal that was interrupted.
+    Without one, the published length may lag behind the records by a crash.
+    """
+    path, size = f"{spec.path}/zarr.json", committed_size(capture, spec)
+    trimmed, also = spec.metadata(size), []
+    if sealed:
+        return Expected(path, trimmed, (), capture.name)
+    if capture.definition.plan is not None:
+        planned = spec.metadata(capture.definition.planned_size(spec))
+        return Expected(path, planned, (trimmed,), capture.name)
+    try:
+        published = json.loads(read_file(root / path))["shape"][spec.cut_axis]
+        if type(published) is int and 0 <= published <= size:
+            also.append(spec.metadata(published))
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
+        pass
+    return Expected(path, trimmed, tuple(also), capture.name)
+
+
+def root_metadata(
+    uuid: str, origin: Mapping[str, Any] | None, *, consolidated: Mapping[str, Any] | None = None
+) -> bytes:
+    """Return the bytes of the root's `zarr.json`.
+
+    Parameters
+    ----------
+    uuid
+        The store's.
+    origin
+        What the store is a copy of, if it is one.
+    consolidated
+        Metadata of all nodes below, for a sealed store.
+    """
+    attributes = ({} if origin is None else {COPY_OF: dict(origin)}) | {
+        "format": FORMAT_NAME,
+        "version": FORMAT_VERSION,
+        "uuid": uuid,
+        "state": "open" if consolidated is None else "sealed",
+    }
+    if consolidated is None:
+        return group_metadata(attributes)
+    body = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+    content = to_json(body | {"consolidated_metadata": _inline(consolidated)})
+    # Without them a reader lists folders, which is slower and gives the same.
+    return content if len(content) <= MAX_METADATA_BYTES else to_json(body)
+
+
+def sealed_root(
+    root: Path,
+    uuid: str,
+    origin: Mapping[str, Any] | None,
+    captures: Mapping[str, Capture],
+) -> bytes:
+    """Return the bytes of a sealed root's `zarr.json`, in the form that zarr-python 3 reads."""
+    nodes: dict[str, Any] = {
+        capture.definition.root: json.loads(capture.definition.metadata())
+        for capture in captures.values()
+    }
+    for expected in expected_metadata(root, captures, sealed=True):
+        nodes[expected.path.removesuffix("/zarr.json")] = json.loads(expected.content)
+    for node in nodes.values():
+        if node["node_type"] == "group":
+            node["consolidated_metadata"] = _inline({})
+    return root_metadata(uuid, origin, consolidated=nodes)
+
+
+def _inline(nodes: Mapping[str, Any]) -> dict[str, Any]:
+    return {"kind": "inline", "must_understand": False, "metadata": dict(nodes)}

@@ -1,0 +1,100 @@
+"""Several processes that write one capture: who prepares the store, and who may write when.
+
+Each rank writes whole segments of its own (segment k belongs to rank k modulo the number of ranks)
+and records of its own, so that no two processes ever touch the same file.
+
+One lock, freed by a crash, decides: whoever holds ``store.lock`` alone may create and sweep. A
+single writer keeps it so. The first of several ranks prepares the store and then shares the lock;
+the others join it. Nobody sweeps while somebody writes, nobody writes before the sweep is over, and
+a rank that comes when the others have ended simply is the first again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import LockedStoreError, SampleError
+from .files import LockFile, exclusive_lock
+from .layout import COMMITS
+
+_POLL_SECONDS = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """The place of this process among those that write a capture together."""
+
+    number: int = 0
+    """From 0; rank 0 writes the parameters."""
+    of: int = 1
+    """Number of processes."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.number < self.of:
+            msg = f"rank {self.number} of {self.of} ranks: ranks count from 0"
+            raise SampleError(msg)
+
+    @property
+    def writer(self) -> str:
+        """Name of this rank's commit records."""
+        return f"w{self.number}"
+
+    def owns(self, segment: int) -> bool:
+        """Whether a segment is written by this rank."""
+        return segment % self.of == self.number
+
+
+def join_ranks(
+    stack: ExitStack,
+    root: Path,
+    rank: Rank,
+    prepare: Callable[[], None],
+    *,
+    wait_seconds: float,
+) -> None:
+    """Hold a place among the ranks until `stack` ends.
+
+    Parameters
+    ----------
+    stack
+        Releases the locks.
+    root
+        The store's root; its folder of commits is there.
+    rank
+        This process.
+    prepare
+        Called, with the store locked alone, by the rank that is there first.
+    wait_seconds
+        How long to wait for a writer that is not one of the ranks, or for the one that prepares.
+
+    Raises
+    ------
+    LockedStoreError
+        Another process writes to the store, or has this rank.
+    """
+    lock = LockFile(root / COMMITS / "store.lock")
+    stack.callback(lock.close)
+    stack.enter_context(exclusive_lock(root / COMMITS / f"writer-{rank.number}.lock"))
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        if lock.take(shared=False):
+            lock.sign(f"the first of {rank.of} ranks")
+            prepare()
+            lock.share()
+            return
+        if lock.take(shared=True):
+            break
+        if time.monotonic() >= deadline:
+            msg = f"{root} is being written by {lock.owner}: wait for it or stop it first."
+            raise LockedStoreError(msg)
+        time.sleep(_POLL_SECONDS)
+    if f" of {rank.of} ranks" not in lock.owner:
+        msg = (
+            f"{root} is being written by {lock.owner}, this is rank {rank.number} of {rank.of}: "
+            "start all ranks with the same number of ranks, or wait until the others have ended."
+        )
+        raise LockedStoreError(msg)

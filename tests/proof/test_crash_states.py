@@ -1,0 +1,128 @@
+"""A power cut after any operation: what was committed is there, whole and right."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lorascope.store import open_store
+from lorascope.store.disk import use_disk
+
+from .crash import SimulatedDisk, freeze, put_tree
+from .disks import Operation, RecordingDisk
+from .small_run import Run
+
+RUNS = [Run(n_samples=4), Run(n_samples=3, planned=False, threads=2, parameters=False)]
+
+
+def record(run: Run, base: Path) -> list[Operation]:
+    """Carry out a run and return its operations."""
+    base.mkdir()
+    disk = RecordingDisk()
+    with use_disk(disk):
+        run.write(base / "store")
+    return disk.trace
+
+
+class Promise:
+    """The samples that were committed: their record is named and its directory synced."""
+
+    def __init__(self) -> None:
+        self.samples: set[str] = set()
+        self._content: dict[Path, bytes] = {}
+        self._renamed: list[bytes] = []
+
+    def see(self, operation: Operation) -> None:
+        """Follow one operation."""
+        path, target = operation.path, operation.target
+        if operation.kind == "write":
+            self._content[path] = self._content.get(path, b"") + operation.data
+        elif target is not None and target.parent.name == "__commits__":
+            self._renamed.append(self._content[path])
+        elif operation.kind == "sync_directory" and path.name == "__commits__":
+            for record in self._renamed:
+                body = json.loads(record)["body"]
+                self.samples |= {sample["id"] for sample in body.get("samples", ())}
+            self._renamed.clear()
+
+
+def prove(run: Run, folder: Path, *, seed: int, drawn: int) -> dict[str, int]:
+    """Check every state after every operation; continue the run from some of them."""
+    trace = record(run, folder / "run")
+    expected = run.digest(folder / "undisturbed")
+    disk, promise, rng = SimulatedDisk(folder / "run"), Promise(), random.Random(seed)
+    seen: set[object] = set()
+    resumed = 0
+    for number, operation in enumerate(trace):
+        disk.replay(operation)
+        promise.see(operation)
+        for tree in disk.states(rng, drawn=drawn):
+            key = hash((freeze(tree), frozenset(promise.samples)))
+            if key in seen:
+                continue
+            seen.add(key)
+            state = folder / "state"
+            put_tree(tree, state)
+            where = f"after operation {number}: {operation.kind} {operation.path.name}"
+            try:
+                run.check(state / "store", promise.samples)
+                if len(seen) % 10 == 0:
+                    run.write(state / "store")
+                    assert open_store(state / "store").content_digest() == expected
+                    resumed += 1
+            except Exception as error:
+                error.add_note(where)
+                raise
+            shutil.rmtree(state)
+    assert promise.samples == {f"s{n}" for n in range(run.n_samples)}
+    return {"operations": len(trace), "states": len(seen), "resumed": resumed}
+
+
+@pytest.mark.parametrize("run", RUNS, ids=["planned", "unplanned"])
+def test_every_crash_state(ram, run, seed, amount, note):
+    drawn = amount("draws", change=1, release=6)
+    counts = prove(run, ram, seed=seed, drawn=drawn)
+    assert counts["states"] > counts["operations"], "the simulated power cuts are all the same"
+    note(
+        "power cut in every state that POSIX allows: committed samples lost, wrong values", **counts
+    )
+
+
+def test_configurations(ram, seed, amount, note):
+    rng = random.Random(seed)
+    counts = {"operations": 0, "states": 0, "resumed": 0}
+    configurations = amount("configurations", change=0, release=20)
+    if not configurations:
+        pytest.skip("drawn configurations belong to `make proof`")
+    for number in range(configurations):
+        folder = ram / str(number)
+        folder.mkdir()
+        for name, count in prove(Run.draw(rng), folder, seed=number, drawn=1).items():
+            counts[name] += count
+        shutil.rmtree(folder)
+    note("the same for drawn configurations", configurations=configurations, **counts)
+
+
+def test_the_simulation_finds_a_missing_fsync(ram, seed):
+    """A writer that does not sync its data, or a directory, is caught: the proof can fail."""
+    run = Run()
+    trace = record(run, ram / "run")
+    caught = []
+    for kind in ("sync", "sync_directory"):
+        lacking = [op for op in trace if op.kind != kind or op.path.name == "__commits__"]
+        disk, promise, rng = SimulatedDisk(ram / "run"), Promise(), random.Random(seed)
+        for operation in lacking:
+            disk.replay(operation)
+            promise.see(operation)
+        for number, tree in enumerate(disk.states(rng, drawn=0)):
+            state = ram / f"{kind}-{number}"
+            put_tree(tree, state)
+            try:
+                run.check(state / "store", promise.samples)
+            except Exception:  # any way of noticing it will do
+                caught.append(kind)
+    assert set(caught) == {"sync", "sync_directory"}
