@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tracemalloc
-from functools import partial
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +15,8 @@ from lorascope.store import (
     InvalidStoreError,
     MissingCaptureError,
     Output,
+    SampleRows,
+    SealedStoreError,
     Site,
     StoreError,
     StoreWriteError,
@@ -22,12 +24,16 @@ from lorascope.store import (
     create,
     create_store,
     open_store,
+    repair_store,
+    seal_store,
     verify_store,
 )
 from lorascope.store.disk import Disk, use_disk
+from lorascope.store.record import Record
 from lorascope.store.records import RecordLog
 
 from .conftest import SITES, make_samples, plan_of
+from .two_captures import write
 
 PROFILES = ["fast", "compact", "archive", "portable"]
 
@@ -61,6 +67,22 @@ def contents(path) -> dict[str, bytes]:
         for p in path.rglob("*")
         if p.is_file() and p.name != "store.lock"
     }
+
+
+def without_uuid(path) -> tuple[dict[str, bytes], list[Record]]:
+    """Return all files but the root and the records, and what the records say besides the uuid."""
+    files = {
+        name: content
+        for name, content in contents(path).items()
+        if name != "zarr.json" and not name.startswith("__commits__")
+    }
+    uuid = open_store(path).uuid
+    records = open_store(path).log.records
+    assert {r.attrs["store"] for r in records if r.kind == "capture"} == {uuid}
+    return files, [
+        replace(r, previous=None, attrs={k: v for k, v in r.attrs.items() if k != "store"})
+        for r in records
+    ]
 
 
 def test_a_copy_is_the_store_byte_for_byte(source, tmp_path):
@@ -113,9 +135,8 @@ def test_a_copy_in_a_profile_holds_the_same(source, tmp_path, profile):
 def test_there_and_back_gives_the_same_files(source, tmp_path, profile):
     copy_store(source, tmp_path / "small", profile=profile)
     copy_store(tmp_path / "small", tmp_path / "back", profile="fast")
-    back, first = contents(tmp_path / "back"), contents(source)
-    assert back.pop("zarr.json") != first.pop("zarr.json")
-    assert back == first
+    assert (tmp_path / "back/zarr.json").read_bytes() != (source / "zarr.json").read_bytes()
+    assert without_uuid(tmp_path / "back") == without_uuid(source)
 
 
 def test_some_captures(source, tmp_path):
@@ -163,7 +184,7 @@ def test_a_broken_copy_goes_on(source, tmp_path, profile):
     counting = Breaking(10**9)
     with use_disk(counting):
         copy_store(source, whole, profile=profile)
-    wanted = contents(whole)
+    wanted = without_uuid(whole)
     kept = 0
     for number, at in enumerate(range(1, counting.done, counting.done // 12)):
         target = tmp_path / str(number)
@@ -173,12 +194,9 @@ def test_a_broken_copy_goes_on(source, tmp_path, profile):
             assert verify_store(target).ok
             kept += len(open_store(target).log.records) > 0
         copy_store(source, target, profile=profile)
-        found = contents(target)
-        if profile is not None:  # the root has a uuid of its own
-            assert found.pop("zarr.json")
-            assert found == {k: v for k, v in wanted.items() if k != "zarr.json"}
-        else:
-            assert found == wanted
+        assert without_uuid(target) == wanted
+        if profile is None:
+            assert contents(target) == contents(source)
     assert kept > 5
 
 
@@ -203,7 +221,7 @@ def test_records_keep_their_writers(source, tmp_path, monkeypatch):
     """Two writers, each with a chain of its own."""
     shutil.copytree(source, tmp_path / "s")
     with monkeypatch.context() as patch:
-        patch.setattr(create, "RecordLog", partial(RecordLog, writer="w1"))
+        patch.setattr(create, "RecordLog", lambda root, _writer: RecordLog(root, "w1"))
         with create_store(tmp_path / "s", capture="mine", sites=SITES[1:2]) as writer:
             writer.append("x", {"embed": np.ones((1, 5), np.float32)})
     copy_store(tmp_path / "s", tmp_path / "c")
@@ -277,3 +295,107 @@ def test_a_damaged_source_is_not_copied_on(source, tmp_path, profile):
     assert verify_store(tmp_path / "c").ok
     assert len(open_store(tmp_path / "c").capture("lora").segments) == 2
     assert not list((tmp_path / "c/__commits__/staging").iterdir())
+
+
+def test_the_copy_of_a_sealed_store_is_open_and_seals_to_the_same(tmp_path):
+    sealed = write(tmp_path / "s")
+    seal = seal_store(sealed)
+    copy_store(sealed, tmp_path / "c")
+    assert open_store(tmp_path / "c").state == "open"
+    assert verify_store(tmp_path / "c").ok
+    assert copy_store(sealed, tmp_path / "c").commits == 0
+    copy_store(sealed, tmp_path / "small", profile="archive")
+    assert seal_store(tmp_path / "small").content_digest == seal.content_digest
+    assert verify_store(tmp_path / "small", "full").ok
+    assert seal_store(tmp_path / "c").manifest_digest == seal.manifest_digest
+    assert verify_store(tmp_path / "c", "full").ok
+    assert contents(tmp_path / "c") == contents(sealed)
+    with pytest.raises(SealedStoreError):
+        copy_store(sealed, tmp_path / "c")
+
+
+@pytest.fixture
+def repaired(tmp_path):
+    """A store that lost a segment of each capture, the first of one and the last of the other."""
+    path = write(tmp_path / "s")
+    for shard in ("p/sites/x/values/c.0.0.0", "u/sites/x/values/c.0.2.0"):
+        (path / "captures" / shard).unlink()
+    assert len(repair_store(path).withdrawn) == 2
+    assert verify_store(path).ok
+    return path
+
+
+def test_a_copy_keeps_withdrawals_and_a_repack_leaves_them_out(repaired, tmp_path):
+    copy_store(repaired, tmp_path / "c")
+    quarantined = {k for k in contents(repaired) if k.startswith("__quarantine__")}
+    kept = {k: v for k, v in contents(repaired).items() if k not in quarantined}
+    assert contents(tmp_path / "c") == kept
+    assert verify_store(tmp_path / "c").ok
+    assert copy_store(repaired, tmp_path / "c").commits == 0
+    copy_store(repaired, tmp_path / "small", profile="compact")
+    small = open_store(tmp_path / "small")
+    assert not small.log.withdrawals
+    assert verify_store(small.path).ok
+    assert small.content_digest() == open_store(repaired).content_digest()
+    whole = write(tmp_path / "whole")
+    assert open_store(write(tmp_path / "c")).content_digest() == open_store(whole).content_digest()
+
+
+def test_a_broken_copy_of_a_repaired_store_goes_on(repaired, tmp_path):
+    """Until its last record is there, it is no store at all."""
+    copy_store(repaired, tmp_path / "whole")
+    counting = Breaking(10**9)
+    with use_disk(counting):
+        copy_store(repaired, tmp_path / "counted")
+    for at in range(1, counting.done, counting.done // 10):
+        target = tmp_path / str(at)
+        with use_disk(Breaking(at)), pytest.raises(StoreWriteError):
+            copy_store(repaired, target)
+        assert not (target / "zarr.json").exists()
+        copy_store(repaired, target)
+        assert contents(target) == contents(tmp_path / "whole")
+
+
+def test_a_source_that_was_repaired_since_is_refused(tmp_path):
+    path = write(tmp_path / "s")
+    copy_store(path, tmp_path / "c")
+    (path / "captures/u/sites/x/values/c.0.2.0").unlink()
+    repair_store(path)
+    with pytest.raises(ConfigMismatchError, match="Name another target"):
+        copy_store(path, tmp_path / "c")
+
+
+def test_what_a_copy_was_made_of_outlives_repair(source, tmp_path):
+    copy_store(source, tmp_path / "c", profile="compact")
+    origin = open_store(tmp_path / "c").origin
+    assert origin == {"uuid": open_store(source).uuid, "profile": "compact", "captures": None}
+    (tmp_path / "c/captures/base/sites/zarr.json").unlink()
+    assert repair_store(tmp_path / "c").rewritten == ("captures/base/sites/zarr.json",)
+    assert open_store(tmp_path / "c").origin == origin
+    assert verify_store(tmp_path / "c").ok
+
+
+def test_ranks_are_copied_in_an_order_in_which_captures_come_first(tmp_path):
+    """The rank that is there first makes the capture, and its name may come last."""
+    plan = [SampleRows(str(n), {"tokens": 1}) for n in range(4)]
+    for rank in (1, 0):
+        with create_store(
+            tmp_path / "s",
+            capture="a",
+            sites=SITES[1:2],
+            plan=plan,
+            segment_samples=1,
+            rank=rank,
+            ranks=2,
+        ) as writer:
+            for number in range(rank, 4, 2):
+                writer.append(str(number), {"embed": np.ones((1, 5), np.float32)})
+    assert [r.writer for r in open_store(tmp_path / "s").log.records if r.kind == "capture"] == [
+        "w1"
+    ]
+    copy_store(tmp_path / "s", tmp_path / "c")
+    copy_store(tmp_path / "s", tmp_path / "d", profile="portable")
+    assert verify_store(tmp_path / "c").ok
+    assert verify_store(tmp_path / "d").ok
+    names = {k for k in contents(tmp_path / "s") if not k.endswith(".lock")}
+    assert {k: contents(tmp_path / "s")[k] for k in names} == contents(tmp_path / "c")
