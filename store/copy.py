@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .copying import CommitCopier
+from .copying import CommitCopier, in_order
 from .creation import (
     COPY_OF,
     file_entry,
@@ -30,7 +30,6 @@ from .creation import (
 from .definition import CaptureDefinition
 from .errors import (
     ConfigMismatchError,
-    DamagedStoreError,
     InvalidStoreError,
     StoreError,
     StoreSpaceError,
@@ -111,8 +110,9 @@ def copy_store(
     -----
     `content_digest` of the copy is that of the source, except where `portable` widens float16 or
     bfloat16 sites: the values are equal, their data type is another one. Memory stays at some
-    inner chunks. A copy in another profile, or of some captures, has its own uuid and says in its
-    root attribute `copy_of` what it is a copy of.
+    inner chunks. A copy is open, also that of a sealed store; sealing a copy byte for byte gives
+    the manifest of its source. A copy in another profile, or of some captures, has its own uuid and
+    says in its root attribute `copy_of` what it is a copy of.
     """
     wanted = None if profile is None else check_profile(profile)
     root = _folder(target)
@@ -120,7 +120,7 @@ def copy_store(
     _check_apart(store.path, root)
     names = list(store.captures) if captures is None else list(captures)
     definitions = {name: _in_profile(store, name, wanted) for name in names}
-    records = [record for record in _in_order(store.log) if record.capture in definitions]
+    records = [record for record in in_order(store.log) if record.capture in definitions]
     origin = None
     if wanted is not None or captures is not None:
         chosen = None if captures is None else sorted(names)
@@ -137,13 +137,13 @@ def copy_store(
         log = RecordLog(root) if started else RecordLog.of_chain(root, "", _chain(root))
         done = _copied(root, log, records, same=same)
         left = [record for record in records if _key(record) not in done]
-        late = same and bool(store.log.withdrawals)
-        if late and started and left:
+        late = any(record.kind == "withdrawal" for record in left)
+        if late and started:
             msg = f"{store.path} was repaired after {root} was copied: name another target"
             raise ConfigMismatchError(msg)
         _check_space(root, left, wanted)
         attributes = _attributes(store, origin)
-        prepare_captures(root) if late and not started else prepare_root(root, attributes)
+        prepare_captures(root) if late else prepare_root(root, attributes)
         sweep(root, log, [r.capture for r in log.records if r.kind == "capture"])
         copier = CommitCopier(store, root, log, definitions, same=same)
         copier.settle()
@@ -228,32 +228,6 @@ def _chain(root: Path) -> Chain:
     return follow_chain(read_links(root))
 
 
-def _in_order(log: RecordLog) -> list[Record]:
-    """Return records in an order in which they can be committed.
-
-    Those of a writer follow each other, and a capture comes before what belongs to it, whichever
-    writer made it.
-    """
-    waiting: dict[str, list[Record]] = {}
-    for record in reversed(log.records):
-        waiting.setdefault(record.writer, []).append(record)
-    made: set[str] = set()
-    ordered: list[Record] = []
-    while waiting:
-        before = len(ordered)
-        for writer, left in list(waiting.items()):
-            while left and (left[-1].kind == "capture" or left[-1].capture in made):
-                record = left.pop()
-                made.add(record.capture)
-                ordered.append(record)
-            if not left:
-                del waiting[writer]
-        if len(ordered) == before:
-            msg = "the commit records name a capture before it was made"
-            raise DamagedStoreError(msg)
-    return ordered
-
-
 type _Key = tuple[str, str, object]
 
 
@@ -279,8 +253,8 @@ def _copied(root: Path, log: RecordLog, records: Sequence[Record], *, same: bool
         original = known.get(_key(record))
         if original is None or not _is_copy(record, original, same=same):
             msg = (
-                f"{root} was a copy and went on by itself: its commit {record.file_name} is not "
-                "one of the source. Name another target."
+                f"{root} was a copy and went on by itself, or its source was repaired since: its "
+                f"commit {record.file_name} is not one of the source. Name another target."
             )
             raise ConfigMismatchError(msg)
     return {_key(record) for record in there}

@@ -238,3 +238,29 @@ class CommitCopier:
             columns |= record.attrs["columns"]
         definition = self._definitions[capture]
         publish_shapes(self._root, definition, columns, *self._extent(capture))
+
+
+def in_order(log: RecordLog) -> list[Record]:
+    """Return records in an order in which they can be committed.
+
+    Those of a writer follow each other, and a capture comes before what belongs to it, whichever
+    writer made it.
+    """
+    waiting: dict[str, list[Record]] = {}
+    for record in reversed(log.records):
+        waiting.setdefault(record.writer, []).append(record)
+    made: set[str] = set()
+    ordered: list[Record] = []
+    while waiting:
+        before = len(ordered)
+        for writer, left in list(waiting.items()):
+            while left and (left[-1].kind == "capture" or left[-1].capture in made):
+                record = left.pop()
+                made.add(record.capture)
+                ordered.append(record)
+            if not left:
+                del waiting[writer]
+        if len(ordered) == before:
+            msg = "the commit records name a capture before it was made"
+            raise DamagedStoreError(msg)
+    return ordered

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tracemalloc
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -338,6 +339,8 @@ def test_a_copy_keeps_withdrawals_and_a_repack_leaves_them_out(repaired, tmp_pat
     assert verify_store(small.path).ok
     assert small.content_digest() == open_store(repaired).content_digest()
     whole = write(tmp_path / "whole")
+    copy_store(write(repaired), tmp_path / "c")  # the source went on since
+    assert verify_store(tmp_path / "c").ok
     assert open_store(write(tmp_path / "c")).content_digest() == open_store(whole).content_digest()
 
 
@@ -399,3 +402,13 @@ def test_ranks_are_copied_in_an_order_in_which_captures_come_first(tmp_path):
     assert verify_store(tmp_path / "d").ok
     names = {k for k in contents(tmp_path / "s") if not k.endswith(".lock")}
     assert {k: contents(tmp_path / "s")[k] for k in names} == contents(tmp_path / "c")
+
+
+def test_a_store_of_before_is_copied_as_it_is(tmp_path):
+    golden = Path(__file__).parent / "golden/v1.zarr"
+    copy_store(golden, tmp_path / "c")
+    assert contents(tmp_path / "c") == contents(golden)
+    copy_store(golden, tmp_path / "small", profile="compact")
+    assert verify_store(tmp_path / "small").ok
+    digest = open_store(golden).content_digest()
+    assert open_store(tmp_path / "small").content_digest() == digest
