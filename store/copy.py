@@ -17,14 +17,10 @@ from typing import Any
 
 from .copying import CommitCopier, in_order
 from .creation import (
-    COPY_OF,
     file_entry,
-    new_attributes,
     prepare_captures,
     prepare_folder,
     prepare_root,
-    refuse_sealed,
-    root_attributes,
     sweep,
 )
 from .definition import CaptureDefinition
@@ -40,6 +36,7 @@ from .profiles import ProfileName, check_profile
 from .reader import Store, open_store
 from .record import Record
 from .records import Chain, RecordLog, follow_chain, read_links
+from .root import COPY_OF, new_attributes, refuse_sealed, root_attributes
 
 _ELSEWHERE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/.*|.*\.(zip|tar|tgz|gz)", re.DOTALL)
 

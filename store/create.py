@@ -17,8 +17,6 @@ from .creation import (
     make_capture,
     prepare_folder,
     prepare_root,
-    refuse_sealed,
-    root_attributes,
     sweep,
 )
 from .definition import CaptureDefinition, plan_digest
@@ -30,6 +28,7 @@ from .layout import COMMITS, Output, SampleRows, Site, check_name
 from .profiles import ProfileName, check_profile
 from .ranks import Rank, join_ranks
 from .records import RecordLog
+from .root import refuse_sealed, root_attributes
 from .writer import Writer, WriterRun
 
 DEFAULT_BUFFER_BYTES = 256 * 2**20

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from .capture import Capture
-from .creation import COPY_OF
 from .files import read_file
 from .layout import (
     FORMAT_NAME,
@@ -19,6 +18,7 @@ from .layout import (
     group_metadata,
     to_json,
 )
+from .root import COPY_OF
 
 
 @dataclass(frozen=True, slots=True)

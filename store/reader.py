@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from .capture import Capture
 from .consistency import load_definitions
-from .creation import COPY_OF, root_attributes
 from .dataset import site_dataset
 from .digest import content_digest
 from .errors import InvalidStoreError, MissingCaptureError
 from .manifest import Manifest, read_manifest
 from .records import RecordLog
+from .root import COPY_OF, root_attributes
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 from .capture import Capture
-from .creation import copy_origin, file_entry, layer_chunk, read_metadata
+from .creation import file_entry, layer_chunk
 from .damage import FileChecker
 from .definition import CaptureDefinition
 from .errors import DamagedStoreError, InvalidStoreError
@@ -19,6 +19,7 @@ from .guard import BrokenRule
 from .layout import COMMITS, FORMAT_NAME, FORMAT_VERSION, MANIFEST, MAX_METADATA_BYTES, STAGING
 from .record import UNKNOWN_SHA256, Record
 from .records import Chain, RecordLog, follow_chain, read_links
+from .root import copy_origin, read_metadata
 from .tree import Tree, scan, scan_committed
 
 
