@@ -134,6 +134,7 @@ def _open_writer(context: RunContext, prepared: PreparedCondition, loaded: Loade
         segment_samples=config.run.segment_samples,
         batch_size=config.run.batch_size,
         buffer_bytes=config.run.buffer,
+        profile=config.run.profile,
     )
 
 

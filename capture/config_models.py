@@ -185,7 +185,7 @@ class RunConfig(Section):
     segment_samples: AutoCount = None
     """Samples per segment of the store; None: chosen from the sizes."""
     profile: Annotated[
-        str, Strict(), choice("fast", what="profile", later=("compact", "archive"))
+        str, Strict(), choice("fast", "compact", what="profile", later=("archive",))
     ] = "fast"
     """Trade between speed and size of the store."""
 

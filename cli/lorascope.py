@@ -2,14 +2,16 @@
 
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .errors import run_command
-from .options import check_loudness, common_options
+from .options import check_loudness, common_options, split_names
 from .output import clean, count, format_bytes, print_json, print_table
+from .progress import ProgressReporter
 from .upkeep import repair, seal, verify
 
 if TYPE_CHECKING:
@@ -84,6 +86,7 @@ def _describe(capture: "Capture") -> dict[str, Any]:
         "exposed": int(samples["exposed"].to_numpy().sum()),
         "labels": sorted(set(samples["label"])),
         "complete": capture.complete,
+        "profile": capture.profile,
         "trained": list(capture.attrs.get("trained", [])),
         "groups": list(capture.groups),
         "outputs": list(capture.outputs),
@@ -126,6 +129,54 @@ def _size_on_disk(root: Path) -> int:
 
 for _command in (verify, repair, seal):
     lorascope.add_command(_command)
+
+
+@lorascope.command("cp")
+@click.argument("source")
+@click.argument("target")
+@click.option(
+    "--profile",
+    type=click.Choice(["fast", "compact", "archive", "portable"]),
+    help="Store the values in another profile; without it every byte stays as it is.",
+)
+@click.option("--captures", callback=split_names, metavar="A,B", help="Only these captures.")
+@common_options
+def cp(
+    *,
+    source: str,
+    target: str,
+    profile: str | None,
+    captures: list[str] | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    debug: bool,
+) -> None:
+    """Copy the store SOURCE to the folder TARGET, checking every byte.
+
+    The same command goes on with a copy that was broken off.
+
+    \b
+    Example:
+      lorascope cp study.zarr study-small.zarr --profile archive
+    """  # noqa: D301  (click reads \b as "keep these lines")
+    check_loudness(quiet=quiet, verbose=verbose)
+    from ..store import copy_store
+
+    with ProgressReporter(quiet=quiet, verbose=verbose, in_bytes=True) as reporter:
+        reporter.stage(f"copying {source}")
+        report = copy_store(
+            source, target, profile=profile, captures=captures, progress=reporter.progress
+        )
+    if as_json:
+        print_json({"type": "copy", **asdict(report)})
+        return
+    there = f", {count(report.skipped, 'commit')} there already" if report.skipped else ""
+    click.echo(
+        f"{clean(target, lines=False)}: {count(report.commits, 'commit')} copied, "
+        f"{format_bytes(report.bytes_read)} read, {format_bytes(report.bytes_written)} written"
+        f"{there}"
+    )
 
 
 def main() -> None:

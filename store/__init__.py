@@ -3,6 +3,8 @@
 from .capture import Capture as Capture
 from .capture import SiteInfo as SiteInfo
 from .chunking import PlannedSegment as PlannedSegment
+from .copy import CopyReport as CopyReport
+from .copy import copy_store as copy_store
 from .create import create_store as create_store
 from .damage import Damage as Damage
 from .errors import ConfigMismatchError as ConfigMismatchError

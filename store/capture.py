@@ -69,6 +69,11 @@ class Capture:
         return dict(self.definition.config)
 
     @property
+    def profile(self) -> str:
+        """How the values are stored: `fast`, `compact`, `archive` or `portable`."""
+        return self.definition.profile
+
+    @property
     def sites(self) -> dict[str, SiteInfo]:
         """Row sites by name."""
         return {s.name: _info(s) for s in self.definition.sites if s.kind == "row"}
@@ -149,7 +154,7 @@ class Capture:
         DamagedStoreError
             If a checksum differs from the commit record.
         """
-        return _widen(self.read_stored(site, layer, samples))
+        return widen(self.read_stored(site, layer, samples))
 
     def read_stored(self, site: str, layer: int | None, samples: slice = slice(None)) -> np.ndarray:
         """Return what `read_rows` returns, in the storage type (bfloat16, float16, …)."""
@@ -161,7 +166,7 @@ class Capture:
         """Return the pooled values `<site>.<pool>` of consecutive samples: `[sample, feature]`."""
         spec = self._site("sample", name)
         window = self.segments.window(samples)
-        return _widen(self._reader.pooled(spec, self._position(spec, layer), window))
+        return widen(self._reader.pooled(spec, self._position(spec, layer), window))
 
     def read_output(self, name: str, samples: slice = slice(None)) -> np.ndarray:
         """Return an output of consecutive samples: `[sample, …]`."""
@@ -217,7 +222,7 @@ def _info(site: Site) -> SiteInfo:
     return SiteInfo(site.name, layers, site.width, site.dtype, site.kind, site.stream)
 
 
-def _widen(values: np.ndarray) -> np.ndarray:
+def widen(values: np.ndarray) -> np.ndarray:
     """Return float32, or float64 as it is; bfloat16 by bits, which is several times faster."""
     if values.dtype in (np.float32, np.float64):
         return values

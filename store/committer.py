@@ -8,15 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from .creation import chunk_entry, make_array, with_checksum
+from .creation import chunk_entry, with_checksum
 from .definition import CaptureDefinition
 from .errors import SampleError
-from .files import disk_errors, rename, sync_directory, write_all_synced, write_durable
-from .layout import STAGING, ArraySpec, Site
+from .extents import make_columns, publish_shapes
+from .files import disk_errors, rename, sync_directory, write_all_synced
+from .layout import STAGING, Site
 from .pipeline import Pipeline
 from .records import RecordLog
-from .segment import NewSample, OpenSegment, open_shard, small_files
-from .shards import FileEntry, ShardWriter
+from .segment import AnyShardWriter, NewSample, OpenSegment, open_shard, small_files
+from .shards import FileEntry
 
 GATHER_BYTES = 8 * 2**20
 """Single samples wait for company until they have so many bytes: fewer and larger writes."""
@@ -58,13 +59,15 @@ class Committer:
         self.committed = {sample.id for record in records for sample in record.samples}
         self.segments = {record.segment for record in records if record.segment is not None}
         self._columns: dict[str, str] = {}
+        self._committed_columns: dict[str, str] = {}
         self._last: dict[str, int] = {}
         self._uncommitted: list[OpenSegment] = []
         self._gathered: list[Mapping[str, np.ndarray]] = []
         self._gathered_bytes = 0
         self._gather_bytes = gather_bytes
         for record in records:
-            self._columns |= record.attrs.get("columns", {})
+            self._committed_columns |= record.attrs.get("columns", {})
+        self._columns |= self._committed_columns
         if records:
             newest = max(records, key=lambda record: record.segment or 0)
             self._last = dict(newest.attrs.get("used", {}))
@@ -161,7 +164,7 @@ class Committer:
         self._uncommitted.clear()
         self._gathered.clear()
 
-    def _shard(self, segment: OpenSegment, site: Site, layer: int) -> ShardWriter:
+    def _shard(self, segment: OpenSegment, site: Site, layer: int) -> AnyShardWriter:
         key = (f"{site.kind}.{site.name}", layer)
         shard = segment.shards.get(key)
         if shard is None:
@@ -172,9 +175,9 @@ class Committer:
     def _commit(
         self, segment: OpenSegment, shards: list[FileEntry], columns: Mapping[str, str]
     ) -> None:
-        renames = [(shard.staged, shard.final) for shard in segment.shards.values()]
+        renames = [(s.file.staged, s.file.final) for s in segment.shards.values()]
         entries = sorted(shards, key=lambda entry: entry.path)
-        self._make_columns(columns)
+        make_columns(self._root, self._definition, columns, self.segments, self._last)
         small: dict[Path, bytes] = {}
         for number, (path, content) in enumerate(small_files(self._definition, segment, columns)):
             stored = with_checksum(content)
@@ -206,27 +209,11 @@ class Committer:
         self.segments.add(segment.index)
         self._uncommitted.remove(segment)
         self._last = used
+        self._committed_columns |= columns
         if self._definition.plan is None:
             self._publish_shapes()
 
-    def _make_columns(self, columns: Mapping[str, str]) -> None:
-        for name, dtype in columns.items():
-            spec = self._definition.column_spec(name, dtype)
-            if not (self._root / spec.path).exists():
-                make_array(self._root, spec, self._size(spec))
-
     def _publish_shapes(self) -> None:
-        """Tell plain Zarr readers of the length: it grew, or an interrupted seal had cut it."""
-        for spec in self._definition.segmented_arrays(self._columns):
-            content = spec.metadata(self._size(spec))
-            target = self._root / spec.path / "zarr.json"
-            if target.read_bytes() != content:
-                write_durable(target, content, staging=self._staging)
-
-    def _size(self, spec: ArraySpec) -> int:
-        definition = self._definition
-        if definition.plan is not None:
-            return definition.planned_size(spec)
-        if not self.segments:
-            return 0
-        return definition.cut_size(spec, max(self.segments) + 1, self._last)
+        # not those that samples after this segment brought: their arrays do not exist yet
+        columns = self._committed_columns
+        publish_shapes(self._root, self._definition, columns, self.segments, self._last)

@@ -226,13 +226,18 @@ class _Expected:
         inner = self._spec.inner
         rows = 1 if self._stream is None else used[self._stream]
         count = -(-rows // inner[1]) if inner is not None else 0
-        size = count * (self._chunk_bytes + CRC_BYTES)
-        size += self._slots * INDEX_ENTRY_BYTES + CRC_BYTES
-        fits = entry.size == size and len(entry.chunks) == count
+        least = most = self._chunk_bytes
+        slots, codec = 0, self._spec.codec
+        if codec is not None:
+            least, most = codec.min_bytes, codec.max_bytes
+            slots = self._slots if count else 0
+        rest = count * CRC_BYTES + self._slots * INDEX_ENTRY_BYTES + CRC_BYTES
+        fits = count * least <= entry.size - rest <= count * most
+        fits = fits and len(entry.chunks) == count and entry.slots == slots
         return fits and (entry.chunk_bytes == self._chunk_bytes or not count)
 
 
 def _is_chunk(entry: FileEntry, size: int) -> bool:
     """Whether a file is one chunk of so many bytes with its checksum."""
-    one = len(entry.chunks) == 1 and entry.chunk_bytes == size
+    one = len(entry.chunks) == 1 and entry.chunk_bytes == size and not entry.slots
     return one and entry.size == size + CRC_BYTES

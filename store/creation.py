@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import time
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from .definition import CaptureDefinition
-from .errors import ConfigMismatchError, InvalidStoreError, SealedStoreError
+from .errors import ConfigMismatchError, InvalidStoreError
 from .files import (
     crc32c,
     make_directories,
-    read_file,
     remove,
     remove_tree,
     rename,
@@ -25,12 +23,9 @@ from .files import (
     write_all_synced,
     write_durable,
 )
-from .guard import BrokenRule, parse_json
-from .inside import check_tree, read_inside
+from .inside import check_tree
 from .layout import (
     COMMITS,
-    FORMAT_NAME,
-    FORMAT_VERSION,
     MANIFEST,
     QUARANTINE,
     STAGING,
@@ -39,12 +34,11 @@ from .layout import (
     group_metadata,
     numpy_dtype,
 )
-from .node_rules import check_group
 from .records import RecordLog
+from .root import new_attributes, read_metadata, root_attributes
 from .shards import CRC_BYTES, FileEntry
 
 _ABSENT = object()
-STATES = ("open", "sealed")
 _OWN_ENTRIES = {"zarr.json", "captures", COMMITS, MANIFEST, QUARANTINE}
 
 
@@ -75,38 +69,27 @@ def prepare_folder(root: Path) -> None:
     make_directories(root / STAGING)
 
 
-def prepare_root(root: Path) -> None:
-    """Write the root's metadata if they are not there yet; the caller holds the lock."""
-    staging = root / STAGING
-    clear_folder(staging)
+def prepare_root(root: Path, attributes: Mapping[str, Any] | None = None) -> None:
+    """Write the root's metadata if they are not there yet; the caller holds the lock.
+
+    `attributes` are those of a copy; a new store gets its own.
+    """
     if (root / "zarr.json").exists():
+        clear_folder(root / STAGING)
         remove_manifest(root)
         return
-    captures = root / "captures"
-    make_directories(captures)
-    write_durable(captures / "zarr.json", group_metadata({}), staging=staging)
-    attributes = {
-        "format": FORMAT_NAME,
-        "version": FORMAT_VERSION,
-        "uuid": str(uuid.uuid4()),
-        "state": "open",
-    }
-    write_durable(root / "zarr.json", group_metadata(attributes), staging=staging)
+    prepare_captures(root)
+    content = group_metadata(new_attributes() if attributes is None else attributes)
+    write_durable(root / "zarr.json", content, staging=root / STAGING)
     sync_directory(root.parent)
 
 
-def refuse_sealed(root: Path) -> None:
-    """Raise `SealedStoreError` if a sealed store is at the path."""
-    try:
-        sealed = read_metadata(root / "zarr.json")["attributes"].get("state") == "sealed"
-    except InvalidStoreError:
-        return
-    if sealed:
-        msg = (
-            f"{root} is sealed and never changes: name another path. (Reading, verifying and "
-            "analysing it need no writer.)"
-        )
-        raise SealedStoreError(msg)
+def prepare_captures(root: Path) -> None:
+    """Make the folder of the captures, and clear what was staged."""
+    clear_folder(root / STAGING)
+    captures = root / "captures"
+    make_directories(captures)
+    write_durable(captures / "zarr.json", group_metadata({}), staging=root / STAGING)
 
 
 def remove_manifest(root: Path) -> None:
@@ -127,6 +110,12 @@ def clear_folder(folder: Path) -> None:
 
 def make_capture(root: Path, definition: CaptureDefinition, log: RecordLog) -> None:
     """Make a capture's groups and arrays, all or nothing, and commit its definition."""
+    make_capture_files(root, definition)
+    commit_definition(root, definition, log)
+
+
+def make_capture_files(root: Path, definition: CaptureDefinition) -> None:
+    """Make a capture's groups and arrays, all or nothing; they are nothing without a record."""
     staged = root / STAGING / "capture"
     contents: dict[Path, bytes] = {}
     for group in definition.groups():
@@ -147,7 +136,6 @@ def make_capture(root: Path, definition: CaptureDefinition, log: RecordLog) -> N
         sync_directory(folder)
     rename(staged, root / definition.root)
     sync_directory(root / "captures")
-    commit_definition(root, definition, log)
 
 
 def commit_definition(root: Path, definition: CaptureDefinition, log: RecordLog) -> None:
@@ -242,6 +230,8 @@ def check_same_run(
         Which of `rows`, `samples` were asked for explicitly (others follow the store).
     """
     difference = first_difference(stored.config, asked.config)
+    if difference is None and stored.profile != asked.profile:
+        difference = ("profile", stored.profile, asked.profile)
     if difference is None and stored.plan != asked.plan:
         difference = ("the samples (ids, order or rows)", "another plan", "this plan")
     if difference is None and stored.outputs != asked.outputs:
@@ -284,8 +274,8 @@ def _names(items: Sequence[Any]) -> str:
 def _short(value: object) -> str:
     if value is _ABSENT:
         return "absent"
-    text = repr(value) if isinstance(value, str) else str(value)
-    return text if len(text) <= 120 else text[:117] + "…"
+    said = repr(value) if isinstance(value, str) else str(value)
+    return said if len(said) <= 120 else said[:117] + "…"
 
 
 def first_difference(
@@ -301,62 +291,3 @@ def first_difference(
         elif there != here:
             return f"{prefix}{key}", there, here
     return None
-
-
-def root_attributes(root: Path) -> dict[str, Any]:
-    """Return the attributes of a store's root.
-
-    Raises
-    ------
-    InvalidStoreError
-        If there is no lorascope store of this version.
-    """
-    if not (root / "zarr.json").is_file():
-        msg = f"{root} is not a lorascope store: it has no zarr.json."
-        raise InvalidStoreError(msg)
-    node, attributes = _root_node(root)
-    if attributes.get("format") != FORMAT_NAME:
-        msg = f"{root} is a Zarr group, but not a lorascope store (no format {FORMAT_NAME!r})."
-        raise InvalidStoreError(msg)
-    version = attributes.get("version")
-    if type(version) is not int or version != FORMAT_VERSION:
-        said = repr(version)[:80]
-        msg = (
-            f"{root} has format version {said}; this lorascope reads version {FORMAT_VERSION}: "
-            "upgrade it."
-        )
-        raise InvalidStoreError(msg)
-    if not isinstance(attributes.get("uuid"), str) or attributes.get("state") not in STATES:
-        msg = f"{root}/zarr.json has no uuid or an unknown state."
-        raise InvalidStoreError(msg)
-    try:
-        return check_group(node)
-    except BrokenRule as error:
-        msg = f"{root}/zarr.json cannot be used: {error}"
-        raise InvalidStoreError(msg) from error
-
-
-def _root_node(root: Path) -> tuple[object, dict[str, Any]]:
-    try:
-        node = parse_json(read_inside(root, "zarr.json"))
-    except BrokenRule as error:
-        msg = f"{root}/zarr.json cannot be read as Zarr metadata: {error}"
-        raise InvalidStoreError(msg) from error
-    attributes = node.get("attributes") if isinstance(node, dict) else None
-    if not isinstance(attributes, dict):
-        msg = f"{root}/zarr.json is not the metadata of a Zarr group"
-        raise InvalidStoreError(msg)
-    return node, attributes
-
-
-def read_metadata(path: Path) -> dict[str, Any]:
-    """Return the object in a group's `zarr.json`; raises `InvalidStoreError` if there is none."""
-    try:
-        value = parse_json(read_file(path))
-    except (OSError, BrokenRule) as error:
-        msg = f"{path} cannot be read as Zarr metadata: {error}"
-        raise InvalidStoreError(msg) from error
-    if not isinstance(value, dict) or not isinstance(value.get("attributes"), dict):
-        msg = f"{path} is not the metadata of a Zarr group"
-        raise InvalidStoreError(msg)
-    return value

@@ -10,12 +10,12 @@ from typing import Literal
 
 import numpy as np
 
+from .blocks import checked_blocks
 from .definition import CaptureDefinition
 from .errors import DamagedStoreError, StoreError
-from .files import crc32c
 from .inside import opened
 from .record import Record
-from .shards import CRC_BYTES, FileEntry, read_range
+from .shards import FileEntry, read_range
 from .tree import Tree
 
 BLOCK_BYTES = 8 * 2**20
@@ -102,23 +102,13 @@ class FileChecker:
 
     def _same_bytes(self, entry: FileEntry, digest: hashlib._Hash | None) -> bool:
         """Read a file once, comparing every chunk and the whole with the record."""
-        stride = entry.chunk_bytes + CRC_BYTES if entry.chunks else BLOCK_BYTES
-        block = np.empty(min(entry.size, stride), np.uint8)
-        crc = 0
         try:
-            with opened(self._root, entry.path) as (descriptor, size):
-                for number, offset in enumerate(range(0, size, stride)):
-                    part = block[: min(stride, size - offset)]
-                    read_range(descriptor, part, offset)
-                    crc = crc32c(part, crc)
-                    if digest is not None:
-                        digest.update(part)
-                    chunk = part[:-CRC_BYTES]
-                    if number < len(entry.chunks) and crc32c(chunk) != entry.chunks[number]:
-                        return False
+            for block in checked_blocks(self._root, entry):
+                if digest is not None:
+                    digest.update(block)
         except (DamagedStoreError, OSError):
             return False
-        return crc == entry.crc32c
+        return True
 
     def _damage(self, record: Record, entry: FileEntry, kind: DamageKind, text: str) -> Damage:
         parts = entry.path.split("/")

@@ -11,7 +11,16 @@ from .chunking import SegmentShape, chunk_rows
 from .definition_rules import check_attributes, check_limits
 from .errors import DamagedStoreError, SampleError
 from .guard import BrokenRule, require
-from .layout import ArraySpec, Output, SampleRows, Site, canonical, group_metadata
+from .layout import (
+    ArraySpec,
+    Output,
+    SampleRows,
+    Site,
+    canonical,
+    group_metadata,
+    numpy_dtype,
+)
+from .profiles import ChunkCodec, ProfileName, check_profile, chunk_codec
 
 
 def plan_digest(plan: Sequence[SampleRows]) -> str:
@@ -41,6 +50,8 @@ class CaptureDefinition:
     """Samples of each planned segment."""
     planned_last: Mapping[str, int] | None = None
     """Slots used in the last planned segment: `{"sample": n, <stream>: rows}`."""
+    profile: ProfileName = "fast"
+    """How the values of sites are stored."""
 
     @property
     def root(self) -> str:
@@ -59,7 +70,9 @@ class CaptureDefinition:
 
     def attributes(self) -> dict[str, Any]:
         """Return the attributes of the capture's Zarr group."""
-        return {
+        # absent where it is the default, so that stores without the attribute mean the same
+        profile = {} if self.profile == "fast" else {"profile": self.profile}
+        return profile | {
             "element": "capture",
             "version": 1,
             "sites": [site.to_dict() for site in self.sites],
@@ -106,6 +119,7 @@ class CaptureDefinition:
                 plan=plan.get("sha256"),
                 planned_sizes=tuple(plan.get("segments", ())),
                 planned_last=plan.get("last"),
+                profile=check_profile(attributes.get("profile", "fast")),
             )
             check_limits(definition)
             same = definition.config_digest == attributes["config_digest"]
@@ -122,12 +136,21 @@ class CaptureDefinition:
         below += [f"rows/{stream}" for stream in self.streams]
         return [self.root + (f"/{path}" if path else "") for path in below]
 
+    def slots(self, site: Site) -> tuple[int, int]:
+        """Return the slots of a site's shard and those of its inner chunks."""
+        if site.kind == "sample":
+            return self.shape.samples, self.shape.samples
+        return self.shape.rows, chunk_rows(site, self.shape.rows)
+
+    def chunk_codec(self, site: Site) -> ChunkCodec | None:
+        """Return how the inner chunks of a site are compressed; None where they are raw."""
+        rows = self.slots(site)[1]
+        itemsize = numpy_dtype(site.dtype).itemsize
+        return chunk_codec(self.profile, rows=rows, width=site.width, itemsize=itemsize)
+
     def values_spec(self, site: Site) -> ArraySpec:
         """Return the spec of a site's values."""
-        if site.kind == "row":
-            slots, inner = self.shape.rows, chunk_rows(site, self.shape.rows)
-        else:
-            slots = inner = self.shape.samples
+        slots, inner = self.slots(site)
         return ArraySpec(
             path=f"{self.root}/{site.group}/values",
             dims=("layer", site.kind, "feature"),
@@ -136,6 +159,7 @@ class CaptureDefinition:
             chunk=(1, slots, site.width),
             inner=(1, inner, site.width),
             cut_axis=1,
+            codec=self.chunk_codec(site),
         )
 
     def layer_spec(self, site: Site) -> ArraySpec:

@@ -23,6 +23,7 @@ from .guard import (
     whole,
 )
 from .layout import SITE_DTYPES
+from .profiles import PROFILES, WIDENED
 
 if TYPE_CHECKING:
     from .definition import CaptureDefinition
@@ -58,6 +59,7 @@ def check_attributes(value: object) -> Mapping[str, Any]:
             whole(size, "a length of an output", 1)
     whole(attributes.get("segment_rows"), "segment_rows", 1, INT32)
     whole(attributes.get("segment_samples"), "segment_samples", 1, INT32)
+    require(attributes.get("profile", "fast") in PROFILES, "profile is unknown")
     require("plan" in attributes, "plan is missing")
     if attributes["plan"] is not None:
         _check_plan(table(attributes["plan"], "plan"), attributes)
@@ -69,11 +71,14 @@ def check_attributes(value: object) -> Mapping[str, Any]:
 
 def _check_site(value: object) -> None:
     site = table(value, "a site")
-    require(site.keys() == _SITE_KEYS, "a site has other fields")
+    require(site.keys() - {"source_dtype"} == _SITE_KEYS, "a site has other fields")
     known = name(site["name"], "a site")
     name(site["stream"], "a stream")
     whole(site["width"], f"width of {known}", 1, MAX_CHUNK_BYTES)
     require(text(site["dtype"], "dtype") in SITE_DTYPES, f"dtype of {known} is unknown")
+    if "source_dtype" in site:
+        widened = text(site["source_dtype"], "source_dtype") in WIDENED
+        require(widened and site["dtype"] == "float32", f"{known} was not widened to float32")
     require(text(site["kind"], "kind") in ("row", "sample"), f"kind of {known} is unknown")
     if site["layers"] is not None:
         layers = items(site["layers"], f"layers of {known}", MAX_LAYERS)

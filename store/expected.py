@@ -18,6 +18,7 @@ from .layout import (
     group_metadata,
     to_json,
 )
+from .root import COPY_OF
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +100,21 @@ def _segmented(root: Path, capture: Capture, spec: ArraySpec, *, sealed: bool) -
     return Expected(path, trimmed, tuple(also), capture.name)
 
 
-def root_metadata(uuid: str, *, consolidated: Mapping[str, Any] | None = None) -> bytes:
-    """Return the bytes of the root's `zarr.json`; a sealed one has consolidated metadata."""
-    attributes = {
+def root_metadata(
+    uuid: str, origin: Mapping[str, Any] | None, *, consolidated: Mapping[str, Any] | None = None
+) -> bytes:
+    """Return the bytes of the root's `zarr.json`.
+
+    Parameters
+    ----------
+    uuid
+        The store's.
+    origin
+        What the store is a copy of, if it is one.
+    consolidated
+        Metadata of all nodes below, for a sealed store.
+    """
+    attributes = ({} if origin is None else {COPY_OF: dict(origin)}) | {
         "format": FORMAT_NAME,
         "version": FORMAT_VERSION,
         "uuid": uuid,
@@ -115,7 +128,12 @@ def root_metadata(uuid: str, *, consolidated: Mapping[str, Any] | None = None) -
     return content if len(content) <= MAX_METADATA_BYTES else to_json(body)
 
 
-def sealed_root(root: Path, uuid: str, captures: Mapping[str, Capture]) -> bytes:
+def sealed_root(
+    root: Path,
+    uuid: str,
+    origin: Mapping[str, Any] | None,
+    captures: Mapping[str, Capture],
+) -> bytes:
     """Return the bytes of a sealed root's `zarr.json`, in the form that zarr-python 3 reads."""
     nodes: dict[str, Any] = {
         capture.definition.root: json.loads(capture.definition.metadata())
@@ -126,7 +144,7 @@ def sealed_root(root: Path, uuid: str, captures: Mapping[str, Capture]) -> bytes
     for node in nodes.values():
         if node["node_type"] == "group":
             node["consolidated_metadata"] = _inline({})
-    return root_metadata(uuid, consolidated=nodes)
+    return root_metadata(uuid, origin, consolidated=nodes)
 
 
 def _inline(nodes: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
 
 from .errors import SampleError
+from .profiles import ChunkCodec, ProfileName, stored_dtype
 
 FORMAT_NAME = "lorascope"
 FORMAT_VERSION = 1
@@ -92,6 +93,8 @@ class Site:
     """`row`: one vector per kept frame or token; `sample`: one (pooled) vector per sample."""
     stream: str = "tokens"
     """The row space: sites of one stream have the same rows for a sample."""
+    source_dtype: str | None = None
+    """The data type that was recorded, where the profile `portable` widened it; else None."""
 
     def __post_init__(self) -> None:
         check_name("site", self.name)
@@ -106,6 +109,9 @@ class Site:
             raise SampleError(msg)
         if self.dtype not in SITE_DTYPES:
             msg = f"site {self.name!r}: dtype {self.dtype!r} is not one of {', '.join(SITE_DTYPES)}"
+            raise SampleError(msg)
+        if self.source_dtype is not None and self.source_dtype not in SITE_DTYPES:
+            msg = f"site {self.name!r}: source_dtype {self.source_dtype!r} is no storage type"
             raise SampleError(msg)
 
     @property
@@ -123,9 +129,15 @@ class Site:
         """Bytes of one vector as stored."""
         return self.width * numpy_dtype(self.dtype).itemsize
 
+    def in_profile(self, profile: ProfileName) -> Site:
+        """Return the site as a profile stores it: `portable` widens to float32."""
+        dtype = stored_dtype(profile, self.dtype)
+        return self if dtype == self.dtype else replace(self, dtype=dtype, source_dtype=self.dtype)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
-        return {
+        source = {} if self.source_dtype is None else {"source_dtype": self.source_dtype}
+        return source | {
             "name": self.name,
             "layers": None if self.layers is None else list(self.layers),
             "width": self.width,
@@ -184,6 +196,8 @@ class ArraySpec:
     """Shape of an inner chunk of a shard; None for a plain array."""
     cut_axis: int | None = None
     """The axis that is cut into segments; None for an array that is written at once."""
+    codec: ChunkCodec | None = None
+    """How the inner chunks of a shard are compressed; None where they are raw."""
 
     def metadata(self, cut_size: int | None = None) -> bytes:
         """Return the bytes of `zarr.json` with `cut_size` as length of the cut axis."""
@@ -208,12 +222,14 @@ class ArraySpec:
         little = {"name": "bytes", "configuration": {"endian": "little"}}
         if self.dtype == "string":
             return [{"name": "vlen-utf8"}, {"name": "crc32c"}]
-        plain = [{"name": "bytes"} if self.dtype == "bool" else little, {"name": "crc32c"}]
+        plain = {"name": "bytes"} if self.dtype == "bool" else little
+        chunk = [plain] if self.codec is None else self.codec.metadata(plain)
+        chunk.append({"name": "crc32c"})
         if self.inner is None:
-            return plain
+            return chunk
         configuration = {
             "chunk_shape": list(self.inner),
-            "codecs": plain,
+            "codecs": chunk,
             "index_codecs": [little, {"name": "crc32c"}],
             "index_location": "end",
         }

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .capture import Capture
 from .consistency import load_definitions
-from .creation import root_attributes
 from .dataset import site_dataset
 from .digest import content_digest
 from .errors import InvalidStoreError, MissingCaptureError
 from .manifest import Manifest, read_manifest
 from .records import RecordLog
+from .root import COPY_OF, root_attributes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +34,8 @@ class Store:
         self.uuid: str = attributes["uuid"]
         self.state: str = attributes["state"]
         """`open`, or `sealed`: then nothing in it changes any more."""
+        self.origin: dict[str, Any] | None = attributes.get(COPY_OF)
+        """What a copy in another profile, or of some captures, was made of."""
         self.log = RecordLog(root)
         self._captures = {
             name: Capture(root, definition, self.log)

@@ -153,6 +153,7 @@ def _from_body(body: Mapping[str, Any]) -> Record:
                 f["crc32c"],
                 tuple(f.get("chunks", ())),
                 f.get("chunk_bytes", 0),
+                f.get("slots", 0),
             )
             for f in body["files"]
         ),

@@ -29,6 +29,7 @@ from .inside import MAX_DEPTH
 from .layout import NAME_PATTERN
 
 CRC_BYTES = 4
+INDEX_ENTRY_BYTES = 16
 MAX_COLUMNS = 4096
 MAX_SEGMENTS = 10**7
 MAX_RECORDS = 10**9
@@ -86,7 +87,13 @@ def _check_file(value: object, capture: str) -> str:
             whole(crc, f"a checksum of {path}", 0, CRC)
         each = whole(entry["chunk_bytes"], f"chunk_bytes of {path}", 0, MAX_CHUNK_BYTES)
         require(chunks, f"{path} has an empty list of chunks")
-        require(len(chunks) * (each + CRC_BYTES) <= size, f"{path} is too small for its chunks")
+        needed = len(chunks) * (each + CRC_BYTES)
+        if "slots" in entry:  # compressed chunks: how small they are is said by the index alone
+            slots = whole(entry["slots"], f"slots of {path}", 1, MAX_CHUNKS)
+            require(len(chunks) <= slots, f"{path} has more chunks than slots")
+            needed = slots * INDEX_ENTRY_BYTES + (len(chunks) + 1) * CRC_BYTES
+        require(needed <= size, f"{path} is too small for its chunks")
+    require("chunks" in entry or "slots" not in entry, f"{path}: slots without chunks")
     return path
 
 

@@ -173,12 +173,14 @@ class RecordLog:
     root
         The store's root.
     writer
-        Name under which new records are written.
+        Name under which new records are written; may be changed between them.
 
     Attributes
     ----------
     records
         What is committed: captures, segments and parameters that no repair withdrew.
+    withdrawals
+        What repairs took back.
     names
         Files of these records and of the withdrawals.
 
@@ -205,9 +207,10 @@ class RecordLog:
 
     def _take(self, root: Path, writer: str, chain: Chain) -> None:
         self._root = root
-        self._writer = writer
+        self.writer = writer
         self.names = {record.file_name for record in chain.records}
         self.records = [record for record in chain.records if record.kind != "withdrawal"]
+        self.withdrawals = [record for record in chain.records if record.kind == "withdrawal"]
         self._last = dict(chain.last)
         self._committing = threading.Lock()
 
@@ -223,11 +226,11 @@ class RecordLog:
     ) -> Record:
         """Write the record that commits `files`; they must be durable already."""
         with self._committing:
-            number, previous = self._last.get(self._writer, (-1, None))
+            number, previous = self._last.get(self.writer, (-1, None))
             record = Record(
                 kind=kind,
                 capture=capture,
-                writer=self._writer,
+                writer=self.writer,
                 number=number + 1,
                 previous=previous,
                 files=tuple(files),
@@ -237,14 +240,20 @@ class RecordLog:
             )
             data = record.encode()
             _check_own(data)
-            write_durable(
-                self._root / COMMITS / record.file_name, data, staging=self._root / STAGING
-            )
-            self._last[self._writer] = (record.number, hashlib.sha256(data).hexdigest())
-            self.names.add(record.file_name)
-            if kind != "withdrawal":
-                self.records.append(record)
+            self._write(record, data)
         return record
+
+    def adopt(self, record: Record, data: bytes) -> Record:
+        """Write a record of another store as it is there: `data`, which say `record`."""
+        with self._committing:
+            self._write(record, data)
+        return record
+
+    def _write(self, record: Record, data: bytes) -> None:
+        write_durable(self._root / COMMITS / record.file_name, data, staging=self._root / STAGING)
+        self._last[record.writer] = (record.number, hashlib.sha256(data).hexdigest())
+        self.names.add(record.file_name)
+        (self.withdrawals if record.kind == "withdrawal" else self.records).append(record)
 
 
 def _check_own(data: bytes) -> None:

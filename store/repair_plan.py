@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from .capture import Capture
-from .creation import file_entry, layer_chunk, read_metadata
+from .creation import file_entry, layer_chunk
 from .damage import FileChecker
 from .definition import CaptureDefinition
 from .errors import DamagedStoreError, InvalidStoreError
 from .expected import Expected, expected_metadata, root_metadata, sealed_root
 from .files import read_file
+from .guard import BrokenRule
 from .layout import COMMITS, FORMAT_NAME, FORMAT_VERSION, MANIFEST, MAX_METADATA_BYTES, STAGING
 from .record import UNKNOWN_SHA256, Record
 from .records import Chain, RecordLog, follow_chain, read_links
+from .root import copy_origin, read_metadata
 from .tree import Tree, scan, scan_committed
 
 
@@ -102,8 +105,11 @@ def plan_repair(root: Path) -> RepairPlan:
     return plan
 
 
-def _root(root: Path, records: Sequence[Record]) -> tuple[str, bool]:
-    """Return uuid and whether the store is sealed; records and manifest know where it does not."""
+def _root(root: Path, records: Sequence[Record]) -> tuple[str, Mapping[str, Any] | None, bool]:
+    """Return uuid, what the store is a copy of, and whether it is sealed.
+
+    Where the root does not say so, records know the uuid and the manifest tells a sealed store.
+    """
     try:
         attributes = read_metadata(root / "zarr.json")["attributes"]
     except InvalidStoreError:
@@ -119,7 +125,11 @@ def _root(root: Path, records: Sequence[Record]) -> tuple[str, bool]:
     uuid = next((u for u in [*named, attributes.get("uuid")] if isinstance(u, str)), str(uuid4()))
     state = attributes.get("state")
     sealed = (root / MANIFEST).is_file() if state not in ("open", "sealed") else state == "sealed"
-    return uuid, sealed
+    try:
+        origin = copy_origin(attributes)
+    except BrokenRule:
+        origin = None
+    return uuid, origin, sealed
 
 
 def _take_back(record: Record, reason: str, digests: Mapping[str, str]) -> Withdrawn:
@@ -218,7 +228,7 @@ def _expect(
     """Find what has to be written and moved, from what the store will hold."""
     log = RecordLog.of_chain(root, "", Chain(list(kept)))
     captures = {name: Capture(root, d, log) for name, d in definitions.items()}
-    uuid, plan.sealed = _root(root, plan.chain.records)
+    uuid, origin, plan.sealed = _root(root, plan.chain.records)
     wanted = list(expected_metadata(root, captures, sealed=plan.sealed))
     wanted += [
         Expected(definition.layer_spec(site).chunk_path(0), layer_chunk(site))
@@ -230,7 +240,9 @@ def _expect(
         content = _read(root / expected.path) if small else None
         if not expected.allows(content):
             plan.rewritten[expected.path] = expected.content
-    top = sealed_root(root, uuid, captures) if plan.sealed else root_metadata(uuid)
+    top = root_metadata(uuid, origin)
+    if plan.sealed:
+        top = sealed_root(root, uuid, origin, captures)
     if _read(root / "zarr.json") != top:
         plan.rewritten["zarr.json"] = top
     named = {entry.path for record in kept for entry in record.files}

@@ -134,7 +134,7 @@ def _seal(store: Store) -> None:
     for expected in expected_metadata(root, captures, sealed=True):
         if read_file(root / expected.path) != expected.content:
             write_durable(root / expected.path, expected.content, staging=staging)
-    sealed = sealed_root(root, store.uuid, captures)
+    sealed = sealed_root(root, store.uuid, store.origin, captures)
     manifest = _manifest(store, sealed)
     write_durable(root / MANIFEST, manifest.encode(), staging=staging)
     write_durable(root / "zarr.json", sealed, staging=staging)

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from .chunking import chunk_rows
 from .definition import CaptureDefinition
+from .encoded import EncodedShardWriter
 from .layout import ArraySpec, Site, fill_bytes, numpy_dtype
 from .record import SampleEntry
 from .shards import ShardWriter, encode_strings
+
+type AnyShardWriter = ShardWriter | EncodedShardWriter
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class OpenSegment:
     """Samples in order."""
     used: dict[str, int] = field(default_factory=dict)
     """Rows used per stream."""
-    shards: dict[tuple[str, int], ShardWriter] = field(default_factory=dict)
+    shards: dict[tuple[str, int], AnyShardWriter] = field(default_factory=dict)
     """One shard per site and layer position; opened by the writer threads."""
     dropped: bool = False
     """Set when the segment will not be committed: queued arrays of it are skipped."""
@@ -73,18 +75,18 @@ class OpenSegment:
 
 def open_shard(
     definition: CaptureDefinition, site: Site, layer: int, segment: int, staging: Path
-) -> ShardWriter:
+) -> AnyShardWriter:
     """Open the staged shard of one site, layer position and segment."""
     spec = definition.values_spec(site)
-    slots = definition.shape.rows if site.kind == "row" else definition.shape.samples
-    inner = chunk_rows(site, slots) if site.kind == "row" else slots
-    return ShardWriter(
-        staging / f"{definition.name}.{site.kind}.{site.name}.{layer}.{segment}",
-        spec.chunk_path(layer, segment, 0),
-        chunk_bytes=inner * site.row_bytes,
-        n_chunks=slots // inner,
-        fill=fill_bytes(site.dtype),
-    )
+    slots, inner = definition.slots(site)
+    staged = staging / f"{definition.name}.{site.kind}.{site.name}.{layer}.{segment}"
+    final = spec.chunk_path(layer, segment, 0)
+    fill, n_chunks = fill_bytes(site.dtype), slots // inner
+    codec = definition.chunk_codec(site)
+    if codec is not None:
+        return EncodedShardWriter(staged, final, codec=codec, n_chunks=n_chunks, fill=fill)
+    size = inner * site.row_bytes
+    return ShardWriter(staged, final, chunk_bytes=size, n_chunks=n_chunks, fill=fill)
 
 
 def small_files(

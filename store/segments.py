@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .chunking import chunk_rows
 from .definition import CaptureDefinition
+from .encoded import read_encoded_bytes
 from .errors import DamagedStoreError, SampleError
 from .inside import opened
 from .layout import ArraySpec, Site, fill_bytes, numpy_dtype
+from .profiles import ChunkCodec
 from .record import Record
 from .records import RecordLog
 from .shards import FileEntry, decode_strings, read_shard_bytes
@@ -128,15 +129,15 @@ class SegmentReader:
 
     def rows(self, site: Site, layer: int, window: Window) -> np.ndarray:
         """Return rows as stored: `[row, feature]`."""
-        inner = chunk_rows(site, self._definition.shape.rows)
-        return self._sharded(site, layer, window, inner)
+        return self._sharded(site, layer, window)
 
     def pooled(self, site: Site, layer: int, window: Window) -> np.ndarray:
         """Return pooled values as stored: `[sample, feature]`."""
-        return self._sharded(site, layer, window, self._definition.shape.samples)
+        return self._sharded(site, layer, window)
 
-    def _sharded(self, site: Site, layer: int, window: Window, inner: int) -> np.ndarray:
+    def _sharded(self, site: Site, layer: int, window: Window) -> np.ndarray:
         spec = self._definition.values_spec(site)
+        inner = self._definition.slots(site)[1]
         pieces = [
             (piece, find_entry(piece.record, spec.chunk_path(layer, piece.record.segment or 0, 0)))
             for piece in window
@@ -150,11 +151,17 @@ class SegmentReader:
         for piece, entry in pieces:
             count = piece.stop - piece.start
             chunks = range(piece.start // inner, -(-piece.stop // inner))
-            raw = read_shard_bytes(self._root, entry, chunks)
+            raw = self._chunks(entry, chunks, spec.codec)
             skip = piece.start - chunks.start * inner
             _copy_rows(raw, out[at : at + count], skip, inner)
             at += count
         return out
+
+    def _chunks(self, entry: FileEntry, chunks: range, codec: ChunkCodec | None) -> np.ndarray:
+        """Return checked chunks as the capture declares them: `[chunk, bytes]`."""
+        if codec is None:
+            return read_shard_bytes(self._root, entry, chunks)
+        return read_encoded_bytes(self._root, entry, chunks, codec)
 
     def _check_size(self, entry: FileEntry) -> None:
         """Refuse a file that is not as large as its record says, before memory is taken for it."""

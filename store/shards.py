@@ -1,10 +1,10 @@
 """Streamed shards: a Zarr v3 shard with its index at the end, written in one go with no buffer.
 
-The uncompressed inner chunks of a shard follow each other in the file, each with its CRC-32C. Rows
-go to the file as they come, gathered from where they lie; the checksum of the open chunk is carried
-along, so a shard costs no memory however large it is. The index (offset and length of every inner
-chunk, then a CRC-32C) is written at the end; inner chunks that were never reached are marked
-missing and read as NaN.
+The inner chunks of a shard follow each other in the file, each with its CRC-32C. Raw rows go to
+the file as they come, gathered from where they lie; the checksum of the open chunk is carried
+along, so a shard costs no memory however large it is (`encoded.py` has the shards whose chunks are
+compressed). The index (offset and length of every inner chunk, then a CRC-32C) is written at the
+end; inner chunks that were never reached are marked missing and read as NaN.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
+from .checksums import combine
 from .errors import DamagedStoreError
 from .files import NewFile, crc32c, remove
 from .inside import opened
 
-_MISSING = np.uint64(2**64 - 1)
+MISSING = np.uint64(2**64 - 1)
+"""Offset and length of an inner chunk that is not there."""
 CRC_BYTES = 4
 INDEX_ENTRY_BYTES = 16
 """Offset and length of one inner chunk in the index of a shard."""
@@ -46,18 +48,103 @@ class FileEntry:
     cannot tell a sound chunk from another sound one that was put in its place; these can.
     """
     chunk_bytes: int = 0
-    """Bytes of one chunk without its checksum."""
+    """Bytes of one chunk without its checksum, before compression."""
+    slots: int = 0
+    """Entries of the index at the file's end, for a shard whose chunks are compressed; else 0.
+
+    Raw chunks have one size, so their places follow from it.
+    """
 
     def to_dict(self) -> dict[str, object]:
         """Return the JSON form."""
         body: dict[str, object] = {"path": self.path, "size": self.size, "crc32c": self.crc32c}
         if self.chunks:
             body |= {"chunks": list(self.chunks), "chunk_bytes": self.chunk_bytes}
+        if self.slots:
+            body["slots"] = self.slots
         return body
 
 
+class ShardFile:
+    """The staged file of a shard: chunks in order, then their index, synced once.
+
+    Parameters
+    ----------
+    staged
+        File to create.
+    final
+        Path below the store's root.
+    """
+
+    def __init__(self, staged: Path, final: str) -> None:
+        self.staged = staged
+        self.final = final
+        self._file = NewFile(staged)
+        self._crc = 0
+        self._size = 0
+        self._begun = 0
+        self._crcs: list[int] = []
+        self._lengths: list[int] = []
+
+    def emit(self, pieces: Sequence[np.ndarray]) -> None:
+        """Append bytes, with as few system calls as possible; `end_chunk` accounts for them."""
+        self._size += sum(piece.size for piece in pieces)
+        self._file.write(pieces)
+        if self._size - self._begun >= WRITEBACK_BYTES:
+            self._begin_writeback()
+
+    def end_chunk(self, crc: int, length: int) -> np.ndarray:
+        """Account for a chunk of `length` bytes; return the checksum that must follow it.
+
+        The checksum of the file comes from those of its chunks, not from a second look at them.
+        """
+        trailer = _crc_array(crc)
+        self._crcs.append(crc)
+        self._lengths.append(length + CRC_BYTES)
+        self._crc = crc32c(trailer, combine(self._crc, crc, length))
+        return trailer
+
+    def complete(self, n_chunks: int) -> None:
+        """Write the index of a shard with room for `n_chunks`, without waiting for the disk."""
+        index = np.full((n_chunks, 2), MISSING, "<u8")
+        ends = np.cumsum([0, *self._lengths], dtype="<u8")
+        index[: len(self._lengths), 0] = ends[:-1]
+        index[: len(self._lengths), 1] = self._lengths
+        pieces = [index.reshape(-1).view(np.uint8), _crc_array(crc32c(index))]
+        for piece in pieces:
+            self._crc = crc32c(piece, self._crc)
+        self.emit(pieces)
+        self._begin_writeback()
+
+    def sync(self, chunk_bytes: int, slots: int = 0) -> FileEntry:
+        """Make the completed file durable, close it and describe it."""
+        self._file.sync()
+        self._file.close()
+        crcs = tuple(self._crcs)
+        slots = slots if crcs else 0
+        return FileEntry(self.final, self._size, self._crc, crcs, chunk_bytes, slots)
+
+    def abort(self) -> None:
+        """Close and remove the staged file; where the disk refuses, the next writer sweeps it."""
+        with suppress(OSError):
+            self._file.close()
+        with suppress(OSError):
+            remove(self.staged)
+
+    def _begin_writeback(self) -> None:
+        """Let the kernel write what came so far, while the model computes what comes next.
+
+        Otherwise dirty pages wait in memory until the fsync, and a capture ends with the time that
+        the disk needs for a whole segment. Nothing is promised here: the fsync still is.
+        """
+        if hasattr(os, "posix_fadvise"):
+            length = self._size - self._begun
+            os.posix_fadvise(self._file.descriptor, self._begun, length, os.POSIX_FADV_DONTNEED)
+            self._begun = self._size
+
+
 class ShardWriter:
-    """Append-only writer of one shard into a staged file.
+    """Append-only writer of one shard of raw chunks.
 
     Parameters
     ----------
@@ -76,18 +163,12 @@ class ShardWriter:
     def __init__(
         self, staged: Path, final: str, *, chunk_bytes: int, n_chunks: int, fill: bytes
     ) -> None:
-        self.staged = staged
-        self.final = final
+        self.file = ShardFile(staged, final)
         self._chunk_bytes = chunk_bytes
         self._n_chunks = n_chunks
         self._fill = fill
-        self._file = NewFile(staged)
         self._in_chunk = 0
         self._chunk_crc = 0
-        self._file_crc = 0
-        self._size = 0
-        self._crcs: list[int] = []
-        self._begun = 0
 
     def write(self, arrays: Iterable[np.ndarray]) -> None:
         """Append the bytes of C-contiguous arrays, with as few system calls as possible."""
@@ -101,8 +182,9 @@ class ShardWriter:
                 pieces.append(part)
                 flat = flat[part.size :]
                 if self._in_chunk == self._chunk_bytes:
-                    pieces.append(self._end_chunk())
-        self._emit(pieces)
+                    pieces.append(self.file.end_chunk(self._chunk_crc, self._chunk_bytes))
+                    self._in_chunk = self._chunk_crc = 0
+        self.file.emit(pieces)
 
     def complete(self) -> None:
         """Write all that is left of the file, padding and index, without waiting for the disk.
@@ -113,54 +195,15 @@ class ShardWriter:
         if self._in_chunk:
             missing = self._chunk_bytes - self._in_chunk
             self.write([np.frombuffer(self._fill * (missing // len(self._fill)), np.uint8)])
-        index = np.full((self._n_chunks, 2), _MISSING, "<u8")
-        stride = self._chunk_bytes + CRC_BYTES
-        index[: len(self._crcs), 0] = np.arange(len(self._crcs), dtype="<u8") * stride
-        index[: len(self._crcs), 1] = stride
-        self._emit([index.reshape(-1).view(np.uint8), _crc_array(crc32c(index))])
-        self._begin_writeback()
+        self.file.complete(self._n_chunks)
 
     def sync(self) -> FileEntry:
         """Make the completed file durable, close it and describe it."""
-        self._file.sync()
-        self._file.close()
-        return FileEntry(
-            self.final, self._size, self._file_crc, tuple(self._crcs), self._chunk_bytes
-        )
+        return self.file.sync(self._chunk_bytes)
 
     def abort(self) -> None:
-        """Close and remove the staged file; where the disk refuses, the next writer sweeps it."""
-        with suppress(OSError):
-            self._file.close()
-        with suppress(OSError):
-            remove(self.staged)
-
-    def _end_chunk(self) -> np.ndarray:
-        """Close the full chunk; return the checksum that follows it in the file."""
-        trailer = _crc_array(self._chunk_crc)
-        self._crcs.append(self._chunk_crc)
-        self._in_chunk = 0
-        self._chunk_crc = 0
-        return trailer
-
-    def _emit(self, pieces: Sequence[np.ndarray]) -> None:
-        for piece in pieces:
-            self._file_crc = crc32c(piece, self._file_crc)
-            self._size += piece.size
-        self._file.write(pieces)
-        if self._size - self._begun >= WRITEBACK_BYTES:
-            self._begin_writeback()
-
-    def _begin_writeback(self) -> None:
-        """Let the kernel write what came so far, while the model computes what comes next.
-
-        Otherwise dirty pages wait in memory until the fsync, and a capture ends with the time that
-        the disk needs for a whole segment. Nothing is promised here: the fsync still is.
-        """
-        if hasattr(os, "posix_fadvise"):
-            length = self._size - self._begun
-            os.posix_fadvise(self._file.descriptor, self._begun, length, os.POSIX_FADV_DONTNEED)
-            self._begun = self._size
+        """Close and remove the staged file."""
+        self.file.abort()
 
 
 def read_shard_bytes(root: Path, entry: FileEntry, chunks: range) -> np.ndarray:

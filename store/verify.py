@@ -183,9 +183,9 @@ def _check_metadata(store: Store, tree: Tree) -> Iterator[Damage]:
         elif size > MAX_METADATA_BYTES or not expected.allows(_read(store.path / expected.path)):
             text = f"{expected.path}: the metadata are not those of the capture's definition"
             yield Damage("metadata", expected.path, text, expected.capture)
-    wanted = root_metadata(store.uuid)
+    wanted = root_metadata(store.uuid, store.origin)
     if sealed:
-        wanted = sealed_root(store.path, store.uuid, captures)
+        wanted = sealed_root(store.path, store.uuid, store.origin, captures)
     named = [r.attrs.get("store", store.uuid) for r in store.log.records if r.kind == "capture"]
     if any(uuid != store.uuid for uuid in named) or _read(store.path / "zarr.json") != wanted:
         yield Damage("metadata", "zarr.json", "zarr.json: the root's metadata were changed")

@@ -77,6 +77,12 @@ attack.table(
     "every field of a definition has its type and its limits",
     {
         "element_other": put("element", value="table"),
+        "profile_unknown": put("profile", value="zip"),
+        "profile_is_a_list": put("profile", value=["compact"]),
+        "profile_of_other_files": put("profile", value="compact"),
+        "source_dtype_unknown": put("sites", 1, "source_dtype", value="int8"),
+        "source_dtype_null": put("sites", 1, "source_dtype", value=None),
+        "source_dtype_of_what_was_not_widened": put(*SITE, "source_dtype", value="float16"),
         "version_other": put("version", value=2),
         "version_true": put("version", value=True),
         "no_sites": put("sites", value=[]),

@@ -56,7 +56,45 @@ def file(key: str, value: Any, path: str = SHARD) -> Callable[[Forge], object]:
     def change(body: Body) -> None:
         next(f for f in body["files"] if f["path"] == path)[key] = value
 
-    return segment(change)
+    return segment(change, capture=path.split("/")[1])
+
+
+PACKED = "captures/packed/sites/resid_post/values/c.0.0.0"
+
+
+def packed(key: str, value: Any) -> Callable[[Forge], object]:
+    """Return an attack that lies about a shard of compressed chunks."""
+    return file(key, value, PACKED)
+
+
+def no_slots(body: Body) -> None:
+    del next(f for f in body["files"] if f["path"] == PACKED)["slots"]
+
+
+attack.table(
+    "open",
+    "compressed chunks: slots are those of the shard, sizes what the codec can make",
+    {
+        "slots_too_many": packed("slots", 5),
+        "slots_too_few": packed("slots", 3),
+        "slots_none": packed("slots", 0),
+        "slots_left_out": segment(no_slots, capture="packed"),
+        "slots_negative": packed("slots", -1),
+        "slots_huge": packed("slots", HUGE),
+        "slots_true": packed("slots", value=True),
+        "slots_text": packed("slots", "1"),
+        "slots_null": packed("slots", None),
+        "slots_of_raw_chunks": file("slots", 1),
+        "packed_chunk_bytes_huge": packed("chunk_bytes", 2**28),
+        "packed_chunk_bytes_small": packed("chunk_bytes", 1),
+        "packed_no_chunks": packed("chunks", []),
+        "packed_more_chunks": packed("chunks", [1, 2, 3]),
+        "packed_fewer_chunks": packed("chunks", [1]),
+        "packed_size_huge": packed("size", 2**33),
+        "packed_size_that_no_codec_makes": packed("size", 205),
+        "packed_size_of_an_index": packed("size", 24),
+    },
+)
 
 
 attack.table(

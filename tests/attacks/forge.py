@@ -44,7 +44,7 @@ def sample(number: int) -> dict[str, Any]:
 
 
 def make_sound(folder: Path) -> None:
-    """Make `s.zarr` (a planned and an unplanned capture) and `r.zarr` (results) in a folder."""
+    """Make `s.zarr` (planned, unplanned and compressed captures) and `r.zarr` (results) in a folder."""
     plan = [SampleRows(f"utt-{n}", {"tokens": ROWS[n]}) for n in range(4)]
     for capture, options in (
         ("base", {"plan": plan, "segment_samples": 2}),
@@ -61,6 +61,12 @@ def make_sound(folder: Path) -> None:
             writer.write_parameters({"head.weight": np.arange(12.0).reshape(3, 4)}, attrs={"a": 1})
             for number in range(4):
                 writer.append(**sample(number))
+    with create_store(
+        folder / "s.zarr", capture="packed", sites=SITES[:1], profile="compact", segment_rows=16
+    ) as writer:
+        for number in range(2):
+            values = sample(number)["values"]
+            writer.append(f"utt-{number}", {"resid_post": values["resid_post"]})
     entry = xr.Dataset(
         {
             "value": ("entry", np.linspace(0, 1, 3)),

@@ -50,4 +50,4 @@ def test_reports_of_damage_lose_escapes(forge: Forge, capsys: pytest.CaptureFixt
             assert is_clean(output.out)
     finally:
         link.unlink()
-    assert open_store(forge.root).captures == ["base", "live", "evil"]
+    assert open_store(forge.root).captures == ["base", "live", "packed", "evil"]

@@ -317,6 +317,20 @@ def test_kill_in_the_middle_of_a_capture(small, tmp_path):
     assert open_store(path).content_digest() == digest
 
 
+def test_a_compact_run_records_the_same(small, tmp_path):
+    config, digest = small
+    compact = config.model_copy(
+        update={"run": config.run.model_copy(update={"profile": "compact"})}
+    )
+    run_capture(compact, store_path=tmp_path / "compact.zarr")
+    store = open_store(tmp_path / "compact.zarr")
+    assert {store.capture(name).profile for name in store.captures} == {"compact"}
+    assert store.content_digest() == digest
+    assert verify_store(store.path).ok
+    with pytest.raises(ConfigMismatchError, match="profile is 'compact' there and 'fast' now"):
+        run_capture(config, store_path=store.path)
+
+
 def test_a_condition_is_added_to_an_existing_store(small, tmp_path):
     both, digest = small
     path = tmp_path / "grow.zarr"

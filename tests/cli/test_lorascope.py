@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lorascope.cli.lorascope import lorascope
-from lorascope.store import Site, create_store
+from lorascope.store import Site, create_store, open_store
 
 
 @pytest.fixture
@@ -91,6 +91,29 @@ def test_a_missing_file_is_found_by_quick(run, store: Path):
     ran = run(lorascope, "verify", store, "--quick")
     assert ran.code == 3
     assert "missing: " in ran.out
+
+
+def test_cp_copies_and_says_so(run, store: Path, tmp_path: Path):
+    target = tmp_path / "copy.zarr"
+    ran = run(lorascope, "cp", store, target, "-q", "--profile", "compact", "--captures", "a")
+    assert ran.code == 0, ran.err
+    assert ran.out.startswith(f"{target}: 2 commits copied, ")
+    assert open_store(target).content_digest() == open_store(store).content_digest()
+    described = run(lorascope, "info", target, "--json").out.splitlines()[1]
+    assert json.loads(described)["profile"] == "compact"
+    again = run(lorascope, "cp", store, target, "--json", "--profile", "compact", "--captures", "a")
+    line = json.loads(again.out)
+    assert (line["type"], line["commits"], line["skipped"]) == ("copy", 0, 2)
+
+
+@pytest.mark.parametrize("place", ["s3://bucket/s.zarr", "s.zip", "hf://me/data"])
+def test_cp_goes_to_folders_only(run, store: Path, tmp_path: Path, place: str):
+    ran = run(lorascope, "cp", store, place if "://" in place else tmp_path / place)
+    assert ran.code == 2
+    assert "folder" in ran.err
+    assert run(lorascope, "cp", store, tmp_path / "c.zarr", "--profile", "tiny").code == 2
+    assert run(lorascope, "cp", store, tmp_path / "c.zarr", "--captures", "b").code == 2
+    assert not (tmp_path / "c.zarr").exists()
 
 
 @pytest.mark.parametrize("command", ["info", "verify"])

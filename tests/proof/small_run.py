@@ -35,6 +35,7 @@ class Run:
     threads: int = 1
     batch: int = 1
     parameters: bool = True
+    profile: str = "fast"
 
     @classmethod
     def draw(cls, rng: random.Random) -> Run:
@@ -49,6 +50,7 @@ class Run:
             threads=rng.randint(1, 3),
             batch=rng.randint(1, 3),
             parameters=rng.random() < 0.7,
+            profile=rng.choice(["fast", "compact", "portable"]),
         )
 
     @property
@@ -103,6 +105,7 @@ class Run:
             segment_samples=max(self.segment_samples, self.batch),
             segment_rows=64,
             threads=self.threads,
+            profile=self.profile,
             rank=rank,
             ranks=ranks,
             wait_seconds=wait_seconds,

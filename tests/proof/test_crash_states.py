@@ -18,7 +18,11 @@ from .crash import SimulatedDisk, freeze, put_tree
 from .disks import Operation, RecordingDisk
 from .small_run import Run
 
-RUNS = [Run(n_samples=4), Run(n_samples=3, planned=False, threads=2, parameters=False)]
+RUNS = {
+    "planned": Run(n_samples=4),
+    "unplanned": Run(n_samples=3, planned=False, threads=2, parameters=False),
+    "compressed": Run(n_samples=3, profile="compact", parameters=False),
+}
 
 
 def record(base: Path, action: Callable[[Path], object]) -> list[Operation]:
@@ -93,7 +97,7 @@ def prove(run: Run, folder: Path, *, seed: int, drawn: int) -> dict[str, int]:
     return {"operations": len(trace), "states": len(seen), "resumed": resumed}
 
 
-@pytest.mark.parametrize("run", RUNS, ids=["planned", "unplanned"])
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
 def test_every_crash_state(ram, run, seed, amount, note):
     drawn = amount("draws", change=1, release=6)
     counts = prove(run, ram, seed=seed, drawn=drawn)

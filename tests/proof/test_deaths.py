@@ -17,7 +17,11 @@ from .disks import CountingDisk, DiedError, DyingDisk, FailingDisk, ShortDisk, o
 from .small_run import Run
 from .test_crash_states import ACTIONS, damage
 
-RUNS = [Run(n_samples=4), Run(n_samples=3, planned=False, threads=2, parameters=False)]
+RUNS = {
+    "planned": Run(n_samples=4),
+    "unplanned": Run(n_samples=3, planned=False, threads=2, parameters=False),
+    "compressed": Run(n_samples=3, profile="compact", parameters=False),
+}
 
 
 def count_operations(run: Run, folder: Path) -> tuple[int, str]:
@@ -55,7 +59,7 @@ def prove_every_death(run: Run, folder: Path) -> int:
     return operations
 
 
-@pytest.mark.parametrize("run", RUNS, ids=["planned", "unplanned"])
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
 def test_death_at_every_operation(ram, run, note):
     operations = prove_every_death(run, ram)
     assert operations > 200

@@ -168,3 +168,27 @@ def test_a_live_store_shows_what_is_committed(tmp_path):
         assert not seen.complete
         writer.append("3", {"x": np.zeros((1, 1, 2))})
     assert open_store(tmp_path / "s").capture("a").complete
+
+
+@pytest.mark.parametrize("planned", [True, False])
+@pytest.mark.parametrize("first", [0, 1, 5, 7])
+def test_a_column_may_come_later(tmp_path, planned, first):
+    """Samples, and whole segments, that were written before it have its fill value."""
+    plan = [SampleRows(f"s{i}", {"tokens": 1}) for i in range(8)]
+    with create_store(
+        tmp_path / "s",
+        capture="a",
+        sites=[Site("x", None, 2)],
+        segment_samples=2,
+        plan=plan if planned else None,
+    ) as writer:
+        for i, sample in enumerate(plan):
+            facts = {"take": i, "clean": True, "weight": 0.5, "note": "n"} if i >= first else {}
+            writer.append(sample.id, {"x": np.ones((1, 2), np.float32)}, columns=facts)
+    table = open_store(tmp_path / "s").samples
+    missing = [-1] * first
+    assert table["take"].tolist() == missing + list(range(first, 8))
+    assert table["clean"].tolist() == [False] * first + [True] * (8 - first)
+    assert table["weight"].isna().tolist() == [True] * first + [False] * (8 - first)
+    assert table["note"].tolist() == [""] * first + ["n"] * (8 - first)
+    assert verify_store(tmp_path / "s").ok
