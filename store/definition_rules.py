@@ -96,7 +96,8 @@ def _check_plan(plan: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
     last = table(plan["last"], "last of the plan")
     for slot, count in last.items():
         name(slot, "a stream")
-        whole(count, "slots used in the last segment", 0, attributes["segment_rows"])
+        most = attributes["segment_samples" if slot == "sample" else "segment_rows"]
+        whole(count, f"{slot} slots used in the last segment", 0, most)
     require(last.get("sample") == sizes[-1], "last of the plan differs from its segments")
 
 
