@@ -192,3 +192,16 @@ def test_a_column_may_come_later(tmp_path, planned, first):
     assert table["weight"].isna().tolist() == [True] * first + [False] * (8 - first)
     assert table["note"].tolist() == [""] * first + ["n"] * (8 - first)
     assert verify_store(tmp_path / "s").ok
+
+
+def test_a_planned_capture_of_pooled_values_only(tmp_path):
+    """No rows at all, more samples than row slots: what was planned opens again."""
+    plan = [SampleRows(f"s{n}") for n in range(9)]
+    sites = [Site("x.mean_valid", [0], 2, kind="sample")]
+    with create_store(
+        tmp_path / "s", capture="a", sites=sites, plan=plan, segment_samples=5
+    ) as writer:
+        for number, sample in enumerate(plan):
+            writer.append(sample.id, {"x.mean_valid": np.full((1, 2), number)})
+    read = open_store(tmp_path / "s").capture("a").read_pooled("x.mean_valid", 0)
+    np.testing.assert_array_equal(read, np.repeat(np.arange(9.0)[:, None], 2, axis=1))
