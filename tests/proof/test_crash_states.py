@@ -174,9 +174,9 @@ ACTIONS = {"seal": (seal_store, finish_seal), "repair": (repair_store, finish_re
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-@pytest.mark.parametrize("run", RUNS, ids=["planned", "unplanned"])
-def test_every_crash_state_of_seal_and_repair(ram, run, action, seed, amount, note):
-    act, finish = ACTIONS[action]
+@pytest.mark.parametrize("kind", ["planned", "unplanned"])
+def test_every_crash_state_of_seal_and_repair(ram, kind, action, seed, amount, note):
+    run, (act, finish) = RUNS[kind], ACTIONS[action]
     (ram / "before").mkdir()
     expected = run.digest(ram / "before/store")
     if action == "repair":

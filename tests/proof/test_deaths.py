@@ -170,9 +170,9 @@ def test_a_failed_fsync_is_never_retried(ram):
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-@pytest.mark.parametrize("run", RUNS, ids=["planned", "unplanned"])
-def test_death_at_every_operation_of_seal_and_repair(ram, run, action, note):
-    act, finish = ACTIONS[action]
+@pytest.mark.parametrize("kind", ["planned", "unplanned"])
+def test_death_at_every_operation_of_seal_and_repair(ram, kind, action, note):
+    run, (act, finish) = RUNS[kind], ACTIONS[action]
     expected = run.digest(ram / "before")
     if action == "repair":
         damage(ram / "before")
