@@ -11,7 +11,7 @@ from pathlib import Path
 
 HEAD = """# What was proved
 
-Written by `make proof`; do not edit. Each line is a test that passed with these numbers, on this machine:
+Written by `tests/proof/report.py`; do not edit. Each line is a test that passed with these numbers, on
 {machine}. A figure stands for what was done without one failure: the first failure ends the test,
 and the test is then missing here.
 
