@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -80,25 +80,27 @@ class Committer:
             return 0
         return max(self.segments, default=-1) + 1
 
-    def settle_columns(self, sample: NewSample) -> None:
-        """Settle the data type of a sample's columns before a thread needs them.
+    def settle_columns(self, samples: Sequence[NewSample]) -> None:
+        """Settle the data types of the samples' columns before a thread needs them, all or none.
 
         Raises
         ------
         SampleError
             If a column's type is not storable, or differs from the one it had before.
         """
-        values: dict[str, object] = {**sample.columns, **sample.groups}
-        for name, value in values.items():
-            dtype = _COLUMN_DTYPES.get(type(value))
-            known = self._columns.get(name, dtype)
-            if dtype is None or dtype != known:
-                msg = (
-                    f"sample {sample.id!r}: column {name!r} is {type(value).__name__}; a column is "
-                    f"str, bool, int or float, and always the same (it was {known})"
-                )
-                raise SampleError(msg)
-        self._columns |= {name: _COLUMN_DTYPES[type(value)] for name, value in values.items()}
+        settled = dict(self._columns)
+        for sample in samples:
+            values: dict[str, object] = {**sample.columns, **sample.groups}
+            for name, value in values.items():
+                dtype = _COLUMN_DTYPES.get(type(value))
+                if dtype is None or dtype != settled.setdefault(name, dtype):
+                    msg = (
+                        f"sample {sample.id!r}: column {name!r} is {type(value).__name__}; a "
+                        "column is str, bool, int or float, and always the same (it was "
+                        f"{settled.get(name)})"
+                    )
+                    raise SampleError(msg)
+        self._columns = settled
 
     def send(self, segment: OpenSegment, arrays: Mapping[str, np.ndarray]) -> None:
         """Take the arrays of consecutive samples; blocks while the pipeline is full.

@@ -215,8 +215,7 @@ class Writer:
         checked = [self._checked(sample) for sample in samples]
         if self._plan:
             self._check_planned(checked)
-        for sample in checked:
-            self._committer.settle_columns(sample)
+        self._committer.settle_columns(checked)
         start = 0
         for number, sample in enumerate(checked):
             if self._open is not None and not self._has_room(self._open, sample):
@@ -224,8 +223,8 @@ class Writer:
                 self._close_segment()
                 start = number
             if self._open is None:
-                planned = self._next_planned(self._next_segment)
-                self._open = OpenSegment(planned if self._plan else self._next_segment)
+                index = self._next_segment
+                self._open = OpenSegment(self._next_planned(index) if self._plan else index)
             self._open.add(sample)
             self._seen.add(sample.id)
         self._send(checked, arrays, start, len(checked))

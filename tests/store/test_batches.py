@@ -68,6 +68,14 @@ def test_a_bad_batch_is_refused_whole(tmp_path):
         ([*facts[:5], replace(facts[5], n_rows={"tokens": 10**4})], "add up to"),
         ([*facts[:5], replace(facts[5], n_rows={"frames": 1})], "add up to|streams"),
         ([*facts[:5], replace(facts[5], columns={"take": "third"})], "always the same"),
+        (
+            [
+                replace(facts[0], columns={"new": 1}),
+                *facts[1:5],
+                replace(facts[5], columns={"take": "third"}),
+            ],
+            "always the same",
+        ),
         ([*facts[:5], replace(facts[5], outputs={"logits": 1.0})], "shape"),
     ]
     outputs = [Output("logits", (4,)), Output("loss")]
@@ -79,7 +87,9 @@ def test_a_bad_batch_is_refused_whole(tmp_path):
         with pytest.raises(SampleError, match=r"\[layer, 6, feature\]"):
             writer.append_batch(facts, short)
         writer.append_batch(facts, values)
-    assert open_store(tmp_path / "s").samples["id"].tolist() == [s["id"] for s in samples]
+    read = open_store(tmp_path / "s").samples
+    assert read["id"].tolist() == [s["id"] for s in samples]
+    assert "new" not in read, "a column of a refused batch was kept"
 
 
 def test_a_batch_out_of_the_planned_order_is_refused_whole(tmp_path):
