@@ -132,7 +132,10 @@ def read_encoded_bytes(
             packed = np.empty(length - CRC_BYTES, np.uint8)
             read_range(descriptor, packed, offset)
             if crc32c(packed) != entry.chunks[number]:
-                msg = f"{entry.path}: the checksum of chunk {number} differs from its commit record"
+                msg = (
+                    f"{entry.path}: the checksum of chunk {number} differs from its commit record. "
+                    "lorascope verify names all damage, lorascope repair takes it back."
+                )
                 raise DamagedStoreError(msg)
             try:
                 codec.decode(packed, row)

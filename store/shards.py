@@ -240,7 +240,10 @@ def read_shard_bytes(root: Path, entry: FileEntry, chunks: range) -> np.ndarray:
     table = data.reshape(len(chunks), stride)[:, : entry.chunk_bytes]
     for number, chunk in zip(chunks, table, strict=True):
         if number >= len(entry.chunks) or crc32c(chunk) != entry.chunks[number]:
-            msg = f"{entry.path}: the checksum of chunk {number} differs from its commit record"
+            msg = (
+                f"{entry.path}: the checksum of chunk {number} differs from its commit record. "
+                "lorascope verify names all damage, lorascope repair takes it back."
+            )
             raise DamagedStoreError(msg)
     return table
 

@@ -127,7 +127,10 @@ class DiedError(BaseException):
 
 @dataclass
 class DyingDisk(CountingDisk):
-    """Dies at an operation: it and all later ones do not happen, as after `kill -9`."""
+    """Dies at an operation: it and all later ones do not happen, as after `kill -9`.
+
+    A write is cut in the middle: a part of it reaches the file.
+    """
 
     at: int = 1
     """Number of the operation, from 1."""
@@ -135,6 +138,13 @@ class DyingDisk(CountingDisk):
     def before(self, kind: Kind, path: Path) -> None:
         if self.done >= self.at:
             raise DiedError
+
+    def write(self, descriptor: int, pieces: Sequence[memoryview]) -> int:
+        with self._lock:
+            if self.done + 1 == self.at:
+                first = memoryview(pieces[0]).cast("B")
+                os.write(descriptor, first[: len(first) // 2])
+            return super().write(descriptor, pieces)
 
 
 @dataclass
