@@ -129,6 +129,8 @@ class Clock:
 
     @contextmanager
     def on_checksums(self) -> Iterator[None]:
+        """Clock the checksums of the store inside the block."""
+
         def clocked(data: bytes | np.ndarray, crc: int = 0) -> int:
             start = time.perf_counter()
             try:

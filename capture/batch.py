@@ -19,6 +19,9 @@ TORCH_DTYPES = {
     "float64": torch.float64,
 }
 
+WEIGHT = "weight"
+"""Key of the gradient of a matrix among what is kept of each sample."""
+
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:
     """Return a tensor on the CPU as numpy, without a copy; bfloat16 through its bits."""
@@ -28,7 +31,7 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray:
 
 
 class BatchBuffer:
-    """What one forward (and backward) of a batch leaves behind, until the writer takes it.
+    """What one forward (and backward) of a batch leaves behind in one stream of rows.
 
     Holds only kept rows in the storage dtype and pooled values; the tensors of the model
     themselves are never kept.
@@ -36,17 +39,23 @@ class BatchBuffer:
     Parameters
     ----------
     recorded
-        The recorded sites.
+        The recorded sites of all streams.
+    stream
+        The stream whose sites this buffer takes.
     selection
         Kept rows and valid frames of this batch.
     norm
-        The final norm, for ``mean_all_normed``.
+        The final norm, for ``mean_all_normed``; None where the stream has none.
     """
 
     def __init__(
-        self, recorded: Sequence[RecordedSite], selection: Selection, norm: FinalNorm
+        self,
+        recorded: Sequence[RecordedSite],
+        stream: str,
+        selection: Selection,
+        norm: FinalNorm | None,
     ) -> None:
-        self._recorded = recorded
+        self._sites = {i: site for i, site in enumerate(recorded) if site.stream == stream}
         self._selection = selection
         self._norm = norm
         # one array [layer, row, feature] a site, the rows of one sample after those of the other:
@@ -55,8 +64,8 @@ class BatchBuffer:
             index: torch.empty(
                 (len(site.taps), sum(selection.counts), site.width), dtype=TORCH_DTYPES[site.dtype]
             )
-            for index, site in enumerate(recorded)
-            if site.frames != "none"
+            for index, site in self._sites.items()
+            if site.has_rows
         }
         self._pools: dict[tuple[int, int, str], torch.Tensor] = {}
         self._taken: set[tuple[int, int]] = set()
@@ -66,27 +75,50 @@ class BatchBuffer:
         return (index, position) in self._taken
 
     @torch.no_grad()
-    def put(self, index: int, position: int, x_btd: torch.Tensor) -> None:
-        """Take one tensor [batch, frame, feature] of site `index`, layer number `position`."""
-        site = self._recorded[index]
+    def put(self, index: int, position: int, tensor: torch.Tensor) -> None:
+        """Take one tensor of site `index`, layer number `position`.
+
+        [batch, frame, feature]; of attention [batch, head, frame, key].
+        """
+        site = self._sites[index]
+        x = tensor.detach()
+        if site.kind == "heads":
+            x = _rows_of_heads(x, site)
         expected = (*self._selection.shape, site.width)
-        if tuple(x_btd.shape) != expected:
+        if tuple(x.shape) != expected:
             msg = (
-                f"{site.name} has shape {tuple(x_btd.shape)}, but (samples, frames, features) of "
+                f"{site.name} has shape {tuple(x.shape)}, but (samples, frames, features) of "
                 f"this batch are {expected}; a mask must have one entry a frame."
             )
             raise CaptureError(msg)
-        x = x_btd.detach()
-        if site.frames != "none":
+        if site.has_rows:
             self._keep(index, position, x)
         for pool in site.pools:
-            valid = pool == "mean_valid"
-            mean = self._selection.mean_valid if valid else self._norm.mean_all_normed
-            self._pools[index, position, pool] = mean(x)
+            self._pools[index, position, pool] = self._pooled(pool, x)
         self._taken.add((index, position))
 
+    @torch.no_grad()
+    def put_weight(
+        self, index: int, position: int, given_bti: torch.Tensor, gradient_bto: torch.Tensor
+    ) -> None:
+        """Take the gradient of a matrix, sample by sample, from both sides of its module.
+
+        For y = x W' it is the sum over all frames of the outer products of g(y) and x: exact, and
+        what autograd would give for W on a batch of that sample alone.
+        """
+        given, gradient = given_bti.detach().float(), gradient_bto.float()
+        weight_boi = torch.bmm(gradient.transpose(1, 2), given)
+        self._pools[index, position, WEIGHT] = weight_boi.flatten(1)
+        self._taken.add((index, position))
+
+    def _pooled(self, pool: str, x: torch.Tensor) -> torch.Tensor:
+        if pool == "mean_valid":
+            return self._selection.mean_valid(x)
+        assert self._norm is not None  # the pool is left out of sites without a final norm
+        return self._norm.mean_all_normed(x)
+
     def _keep(self, index: int, position: int, x: torch.Tensor) -> None:
-        site, kept = self._recorded[index], self._rows[index][position]
+        site, kept = self._sites[index], self._rows[index][position]
         self._selection.copy_rows(x, kept)
         if kept.dtype is torch.float16 and not bool(torch.isfinite(kept).all()):
             layer = "" if site.layers is None else f" of layer {site.layers[position]}"
@@ -100,7 +132,7 @@ class BatchBuffer:
         """Return the names of sites, with layers, that were never seen."""
         return [
             site.name if site.layers is None else f"{site.name} layer {site.layers[position]}"
-            for index, site in enumerate(self._recorded)
+            for index, site in self._sites.items()
             for position in range(len(site.taps))
             if not self.has(index, position)
         ]
@@ -112,11 +144,28 @@ class BatchBuffer:
         sites without layers.
         """
         arrays: dict[str, np.ndarray] = {}
-        for index, site in enumerate(self._recorded):
+        for index, site in self._sites.items():
             at = slice(None) if site.layers is not None else 0
             if index in self._rows:
                 arrays[site.name] = to_numpy(self._rows[index][at])
             for pool in site.pools:
-                parts = [self._pools[index, i, pool] for i in range(len(site.taps))]
-                arrays[f"{site.name}.{pool}"] = to_numpy(torch.stack(parts).cpu()[at])
+                arrays[f"{site.name}.{pool}"] = self._stacked(index, pool)[at]
+            if site.kind == "weight":
+                arrays[site.name] = self._stacked(index, WEIGHT)[at]
         return arrays
+
+    def _stacked(self, index: int, pool: str) -> np.ndarray:
+        taps = self._sites[index].taps
+        return to_numpy(torch.stack([self._pools[index, i, pool].cpu() for i in range(len(taps))]))
+
+
+def _rows_of_heads(x_bhqk: torch.Tensor, site: RecordedSite) -> torch.Tensor:
+    """Return attention weights as rows [batch, query, head * key], absent keys as zeros."""
+    if x_bhqk.ndim != 4 or x_bhqk.shape[-1] > site.keys:
+        msg = (
+            f"{site.name} has shape {tuple(x_bhqk.shape)}, but (samples, heads, queries, keys) "
+            f"with at most {site.keys} keys were expected. Ask for more: SiteRequest(keys=N)."
+        )
+        raise CaptureError(msg)
+    padded = torch.nn.functional.pad(x_bhqk, (0, site.keys - x_bhqk.shape[-1]))
+    return padded.transpose(1, 2).flatten(2)

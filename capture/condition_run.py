@@ -118,7 +118,7 @@ def _open_writer(context: RunContext, prepared: PreparedCondition, loaded: Loade
     return create_store(
         context.store_path,
         capture=condition.name,
-        sites=store_sites(recorded, stream),
+        sites=store_sites(recorded),
         outputs=[Output("logits", (len(table.corpus.labels),)), Output("loss")],
         config=fingerprint(
             config,
@@ -129,7 +129,7 @@ def _open_writer(context: RunContext, prepared: PreparedCondition, loaded: Loade
             device=context.device,
         ),
         attrs=_attributes(context, condition, loaded),
-        plan=table.rows(stream, row_frames(recorded)),
+        plan=table.rows(stream, row_frames(recorded, stream)),
         segment_rows=config.run.segment_rows,
         segment_samples=config.run.segment_samples,
         batch_size=config.run.batch_size,

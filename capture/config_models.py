@@ -138,6 +138,8 @@ class AdapterConfig(Section):
     """Modules that get an adapter, by the end of their path."""
     dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     """Dropout before A while training."""
+    rslora: Annotated[bool, Strict()] = False
+    """Rank-stabilised: scale by alpha / sqrt(r) instead of alpha / r."""
     init: Annotated[str, Strict(), choice("peft", "normal", what="initial state")] = "peft"
     """``peft``: PEFT's own, B = 0; ``normal``: A and B drawn from N(0, 0.02^2)."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -13,86 +13,84 @@ from torch.utils.hooks import RemovableHandle
 from .errors import ModelError
 
 if TYPE_CHECKING:
-    from .families import Family, Tap
+    from .families import Tap
     from .sites import RecordedSite
 
-type Receiver = Callable[[int, int, torch.Tensor], None]
-"""Takes (index of the site, index of the layer within it, the tensor)."""
 
+class Receiver(Protocol):
+    """What hears of every tensor that passes a tap."""
 
-class _Taken(Protocol):
-    def __call__(self, tensor: torch.Tensor) -> None: ...
+    def receive(
+        self, index: int, position: int, tensor: torch.Tensor, given: torch.Tensor | None
+    ) -> None:
+        """Take a tensor.
+
+        Parameters
+        ----------
+        index, position
+            The site, and the layer within it.
+        tensor
+            What passes.
+        given
+            For the gradient of a weight, what its module was given; else None.
+        """
 
 
 def install_hooks(
-    model: nn.Module, family: Family, recorded: Sequence[RecordedSite], receive: Receiver
+    model: nn.Module, recorded: Sequence[RecordedSite], receiver: Receiver
 ) -> list[RemovableHandle]:
-    """Install one hook a module and side, for every tap of `recorded`.
-
-    Where gradients are recorded, the graph starts at the input of the lowest layer that needs
-    one: with frozen parameters, no gradient of any weight is computed and nothing is kept below.
+    """Install one hook a module, side and item, for every tap of `recorded`.
 
     Returns
     -------
     list
         Handles; remove them all to leave the model as it was.
     """
-    handles = []
-    start = _graph_start(family, recorded)
-    if start is not None:
-        # registered first, so that it runs before the hooks that need a tensor with a graph
-        handles.append(_hook(model, start, _start_graph, side="input"))
-    for tap, uses in _group(recorded).items():
-        handles.append(_hook(model, tap.path, _fan_out(uses, receive), side=tap.side))
-    return handles
-
-
-def _group(recorded: Sequence[RecordedSite]) -> Mapping[Tap, list[tuple[int, int]]]:
     uses: dict[Tap, list[tuple[int, int]]] = defaultdict(list)
+    weights: dict[Tap, list[tuple[int, int]]] = defaultdict(list)
     for index, site in enumerate(recorded):
         for position, tap in enumerate(site.taps):
-            uses[tap].append((index, position))
-    return uses
+            (weights if site.kind == "weight" else uses)[tap].append((index, position))
+    return [
+        *(_hook(model, tap, places, receiver) for tap, places in uses.items()),
+        *(_hook_weight(model, tap, places, receiver) for tap, places in weights.items()),
+    ]
 
 
-def _fan_out(uses: list[tuple[int, int]], receive: Receiver) -> _Taken:
+def _hook(
+    model: nn.Module, tap: Tap, places: list[tuple[int, int]], receiver: Receiver
+) -> RemovableHandle:
+    module = model.get_submodule(tap.path)
+
     def take(tensor: torch.Tensor) -> None:
-        for index, position in uses:
-            receive(index, position, tensor)
-
-    return take
-
-
-def _graph_start(family: Family, recorded: Sequence[RecordedSite]) -> str | None:
-    wanted = [site for site in recorded if site.gradient]
-    if not wanted:
-        return None
-    # a site without layers (embed) may lie below every layer, so the graph then starts at the first
-    lowest = min(0 if site.layers is None else site.layers[0] for site in wanted)
-    return f"{family.layers}.{lowest}"
-
-
-def _start_graph(tensor: torch.Tensor) -> None:
-    if torch.is_grad_enabled() and not tensor.requires_grad:
-        tensor.requires_grad_()
-
-
-def _hook(model: nn.Module, path: str, take: _Taken, *, side: str) -> RemovableHandle:
-    module = model.get_submodule(path)
+        for index, position in places:
+            receiver.receive(index, position, tensor, None)
 
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        take(first_tensor(args or kwargs.get("hidden_states"), f"the input of {path}"))
+        take(pick_tensor(args or kwargs.get("hidden_states"), 0, f"the input of {tap.path}"))
 
     def after(_module: nn.Module, _args: object, output: object) -> None:
-        take(first_tensor(output, f"the output of {path}"))
+        take(pick_tensor(output, tap.item, f"the output of {tap.path}"))
 
-    if side == "input":
+    if tap.side == "input":
         return module.register_forward_pre_hook(before, with_kwargs=True)
     return module.register_forward_hook(after)
 
 
-def first_tensor(value: object, where: str) -> torch.Tensor:
-    """Return the tensor that a module gave: itself, or the first of a tuple.
+def _hook_weight(
+    model: nn.Module, tap: Tap, places: list[tuple[int, int]], receiver: Receiver
+) -> RemovableHandle:
+    def after(_module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        given = pick_tensor(args, 0, f"the input of {tap.path}")
+        tensor = pick_tensor(output, 0, f"the output of {tap.path}")
+        for index, position in places:
+            receiver.receive(index, position, tensor, given)
+
+    return model.get_submodule(tap.path).register_forward_hook(after)
+
+
+def pick_tensor(value: object, item: int, where: str) -> torch.Tensor:
+    """Return the tensor that a module gave: itself, or one of a tuple or a model's output.
 
     An encoder layer returns a tensor in transformers 5 and a tuple before; taking ``[0]`` of a
     tensor would silently be its first sample.
@@ -100,10 +98,20 @@ def first_tensor(value: object, where: str) -> torch.Tensor:
     Raises
     ------
     ModelError
-        `value` is anything else.
+        `value` is anything else, or holds no tensor there.
     """
-    found = value[0] if isinstance(value, tuple) and value else value
-    if not isinstance(found, torch.Tensor):
-        msg = f"{where} is a {type(value).__name__}, not a tensor or a tuple that begins with one."
-        raise ModelError(msg)
-    return found
+    if isinstance(value, torch.Tensor) and item == 0:
+        return value
+    parts = tuple(value.values()) if isinstance(value, Mapping) else value
+    found = parts[item] if isinstance(parts, tuple) and len(parts) > item else None
+    if isinstance(found, torch.Tensor):
+        return found
+    if item:
+        msg = (
+            f"{where} holds no attention weights: the attention in use does not compute them. "
+            'Load the model with attn_implementation="eager".'
+        )
+    else:
+        kind = type(value).__name__
+        msg = f"{where} is a {kind}, not a tensor or a tuple that begins with one."
+    raise ModelError(msg)

@@ -18,9 +18,9 @@ from torch import nn
 
 from .batch import TORCH_DTYPES
 from .errors import ModelError
-from .families import FAMILIES, Family, find_family
-from .naming import layer_modules
+from .families import SPEECH_FAMILIES, SpeechFamily, find_speech_family
 from .pooling import final_norm
+from .streams import find_streams, layer_modules
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,7 +41,7 @@ class LoadedModel:
     """The transformers model, in eval mode, every parameter frozen."""
     extractor: Any
     """Its feature extractor."""
-    family: Family
+    family: SpeechFamily
     """Its table."""
     frames: int
     """Rows of one window."""
@@ -103,7 +103,7 @@ def load_model(spec: ModelConfig, n_labels: int, *, seed: int, device: str) -> L
     )
 
 
-def build_shape(spec: ModelConfig, n_labels: int) -> tuple[Any, Family, int]:
+def build_shape(spec: ModelConfig, n_labels: int) -> tuple[Any, SpeechFamily, int]:
     """Return (model without weights, family, frames of a window): all that a plan needs."""
     with _quiet_transformers():
         config, _, family = _configuration(spec, n_labels)
@@ -112,7 +112,7 @@ def build_shape(spec: ModelConfig, n_labels: int) -> tuple[Any, Family, int]:
     return model.eval(), family, _window_frames(spec, family)
 
 
-def reset_head(model: nn.Module, family: Family, *, seed: int) -> None:
+def reset_head(model: nn.Module, family: SpeechFamily, *, seed: int) -> None:
     """Draw the head anew, in place: weights from N(0, init_std^2), biases 0."""
     generator = torch.Generator().manual_seed(seed)
     std = float(getattr(model.config, "init_std", 0.02))
@@ -127,13 +127,13 @@ def _is_demo(spec: ModelConfig) -> bool:
     return spec.base.startswith("demo:")
 
 
-def _configuration(spec: ModelConfig, n_labels: int) -> tuple[Any, Any, Family]:
+def _configuration(spec: ModelConfig, n_labels: int) -> tuple[Any, Any, SpeechFamily]:
     if _is_demo(spec):
         name = spec.base.partition(":")[2]
-        if name not in FAMILIES:
+        if name not in SPEECH_FAMILIES:
             msg = f"there is no embedded model {spec.base!r}. Embedded: demo:whisper."
             raise ModelError(msg)
-        family = FAMILIES[name]
+        family = SPEECH_FAMILIES[name]
         config, extractor = family.demo()
     else:
         config, extractor, family = _read_configuration(spec)
@@ -143,7 +143,7 @@ def _configuration(spec: ModelConfig, n_labels: int) -> tuple[Any, Any, Family]:
     return config, extractor, family
 
 
-def _read_configuration(spec: ModelConfig) -> tuple[Any, Any, Family]:
+def _read_configuration(spec: ModelConfig) -> tuple[Any, Any, SpeechFamily]:
     from transformers import AutoConfig, AutoFeatureExtractor
 
     _check_directory(spec.base)
@@ -151,7 +151,7 @@ def _read_configuration(spec: ModelConfig) -> tuple[Any, Any, Family]:
         config = AutoConfig.from_pretrained(
             spec.base, revision=spec.revision or "main", trust_remote_code=False
         )
-        family = find_family(str(config.model_type), base=spec.base)
+        family = find_speech_family(str(config.model_type), base=spec.base)
         extractor = AutoFeatureExtractor.from_pretrained(
             spec.base, revision=spec.revision or "main", trust_remote_code=False
         )
@@ -184,7 +184,7 @@ def _cannot_load(spec: ModelConfig, error: Exception) -> ModelError:
     return ModelError(f"the model {spec.base!r} cannot be loaded {where}: {said}")
 
 
-def _load_weights(spec: ModelConfig, config: Any, family: Family) -> Any:  # noqa: ANN401
+def _load_weights(spec: ModelConfig, config: Any, family: SpeechFamily) -> Any:  # noqa: ANN401
     from safetensors import SafetensorError
 
     try:
@@ -208,13 +208,13 @@ def _load_weights(spec: ModelConfig, config: Any, family: Family) -> Any:  # noq
     return model
 
 
-def _build_demo(config: Any, family: Family) -> Any:  # noqa: ANN401
+def _build_demo(config: Any, family: SpeechFamily) -> Any:  # noqa: ANN401
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(DEMO_SEED)
         return family.model_class()(config)
 
 
-def _window_frames(spec: ModelConfig, family: Family) -> int:
+def _window_frames(spec: ModelConfig, family: SpeechFamily) -> int:
     frames = spec.window_seconds * family.frames_per_second
     if abs(frames - round(frames)) > 1e-6 or not 0 < spec.window_seconds <= (
         family.full_window_seconds
@@ -227,7 +227,9 @@ def _window_frames(spec: ModelConfig, family: Family) -> int:
     return round(frames)
 
 
-def _describe(spec: ModelConfig, model: nn.Module, family: Family, frames: int) -> dict[str, Any]:
+def _describe(
+    spec: ModelConfig, model: nn.Module, family: SpeechFamily, frames: int
+) -> dict[str, Any]:
     base = spec.base if not Path(spec.base).is_absolute() else Path(spec.base).name
     return {
         "base": base,
@@ -235,7 +237,7 @@ def _describe(spec: ModelConfig, model: nn.Module, family: Family, frames: int) 
         "family": family.name,
         "dtype": spec.dtype,
         "n_layers": len(layer_modules(model, family)),
-        "width": family.width(model.config),
+        "width": find_streams(model, family)[0].width(model.config),
         "window_seconds": spec.window_seconds,
         "frames": frames,
         "final_norm_eps": final_norm(model, family).eps,

@@ -1,36 +1,11 @@
-"""Names of modules: the layers of a model, and the shortest unambiguous name below a layer."""
+"""Names of modules: the shortest unambiguous name below a layer."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .errors import ModelError
-
 if TYPE_CHECKING:
     from torch import nn
-
-    from .families import Family
-
-
-def layer_modules(model: nn.Module, family: Family) -> list[nn.Module]:
-    """Return the layers of `model`, in order.
-
-    Raises
-    ------
-    ModelError
-        The model has no layers where its family keeps them.
-    """
-    try:
-        layers = list(model.get_submodule(family.layers).children())
-    except AttributeError:
-        layers = []
-    if not layers:
-        msg = (
-            f"{type(model).__name__} has no layers at {family.layers!r}, where the family "
-            f"{family.name} keeps them. Pass a {family.model_class().__name__}."
-        )
-        raise ModelError(msg)
-    return layers
 
 
 def short_names(layer: nn.Module) -> dict[str, str]:

@@ -30,8 +30,8 @@ class SampleInfo:
     """Column name to values."""
     exposed: Sequence[bool] | None = None
     """Whether training saw the sample; None: it did not."""
-    mask: np.ndarray | None = None
-    """Valid frames, bool [sample, frame]; None: all."""
+    masks: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Stream to valid frames, bool [sample, frame]; all, where a stream is absent."""
 
     def fields(self, i: int) -> dict[str, Any]:
         """Return the fields of `NewSample` that describe sample `i`."""
@@ -50,10 +50,8 @@ class OpenBatch:
     ----------
     recorded
         The recorded sites.
-    norm
-        The final norm.
-    stream
-        The row space of the sites.
+    norms
+        Stream to its final norm.
     info
         The samples; None where nothing names them, and `number_from` numbers them.
     number_from
@@ -63,18 +61,16 @@ class OpenBatch:
     def __init__(
         self,
         recorded: Sequence[RecordedSite],
-        norm: FinalNorm,
-        stream: str,
+        norms: Mapping[str, FinalNorm],
         *,
         info: SampleInfo | None,
         number_from: int = 0,
     ) -> None:
-        self._recorded, self._norm, self._stream = recorded, norm, stream
-        self._frames = row_frames(recorded)
+        self._recorded, self._norms = recorded, norms
         self._info = info
         self._number_from = number_from
-        self._buffer: BatchBuffer | None = None
-        self._positions: tuple[np.ndarray, ...] = ()
+        self._buffers: dict[str, BatchBuffer] = {}
+        self._positions: dict[str, tuple[np.ndarray, ...]] = {}
         self._outputs: dict[str, torch.Tensor] = {}
         self.explicit = info is not None
         self.forward_ran = False
@@ -86,14 +82,22 @@ class OpenBatch:
         """Number of samples; None before the first tensor of a batch that nothing named."""
         return None if self._info is None else len(self._info.ids)
 
-    def receive(self, index: int, position: int, tensor: torch.Tensor) -> None:
-        """Take an activation, or wait for the gradient of one."""
+    def receive(
+        self, index: int, position: int, tensor: torch.Tensor, given: torch.Tensor | None = None
+    ) -> None:
+        """Take an activation, or wait for the gradient of one (or, with `given`, of a weight).
+
+        A gradient that no parameter asks for starts at its own tensor: nothing is kept below.
+        """
+        site = self._recorded[index]
+        if site.gradient and torch.is_grad_enabled() and not tensor.requires_grad:
+            tensor.requires_grad_()
         if self.backward_running:
             return  # a checkpointed module runs again: its first run was recorded
-        buffer = self._buffer or self._begin(tensor)
-        site = self._recorded[index]
+        buffer = self._buffers.get(site.stream) or self._begin(site.stream, tensor, site.kind)
         if not site.gradient:
-            self._put(buffer, index, position, tensor)
+            self._check_first(buffer, index, position)
+            buffer.put(index, position, tensor)
             return
         if not tensor.requires_grad:
             msg = (
@@ -101,13 +105,14 @@ class OpenBatch:
                 "and without reentrant gradient checkpointing."
             )
             raise CaptureError(msg)
-        tensor.register_hook(lambda gradient: self._put(buffer, index, position, gradient))
+        kept = None if given is None else given.detach()
+        tensor.register_hook(lambda gradient: self._put(buffer, index, position, gradient, kept))
 
-    def _begin(self, tensor: torch.Tensor) -> BatchBuffer:
-        n_samples, n_frames = tensor.shape[:2]
+    def _begin(self, stream: str, tensor: torch.Tensor, kind: str) -> BatchBuffer:
+        n_samples, n_frames = tensor.shape[0], tensor.shape[2 if kind == "heads" else 1]
         if self._info is None:
             self._info = SampleInfo([str(self._number_from + i) for i in range(n_samples)])
-        mask = self._info.mask
+        mask = self._info.masks.get(stream)
         mask = np.ones((n_samples, n_frames), bool) if mask is None else mask
         if len(self._info.ids) != n_samples or len(mask) != n_samples:
             msg = (
@@ -115,12 +120,29 @@ class OpenBatch:
                 f"{len(self._info.ids)} ids and {len(mask)} rows of mask."
             )
             raise CaptureError(msg)
-        selection = select(mask, self._frames, device=tensor.device)
-        self._positions = selection.positions
-        self._buffer = BatchBuffer(self._recorded, selection, self._norm)
-        return self._buffer
+        frames = row_frames(self._recorded, stream)
+        selection = select(mask, frames)
+        if frames != "none":
+            self._positions[stream] = selection.positions
+        buffer = BatchBuffer(self._recorded, stream, selection, self._norms.get(stream))
+        self._buffers[stream] = buffer
+        return buffer
 
-    def _put(self, buffer: BatchBuffer, index: int, position: int, tensor: torch.Tensor) -> None:
+    def _put(
+        self,
+        buffer: BatchBuffer,
+        index: int,
+        position: int,
+        gradient: torch.Tensor,
+        given: torch.Tensor | None,
+    ) -> None:
+        self._check_first(buffer, index, position)
+        if given is None:
+            buffer.put(index, position, gradient)
+        else:
+            buffer.put_weight(index, position, given, gradient)
+
+    def _check_first(self, buffer: BatchBuffer, index: int, position: int) -> None:
         if buffer.has(index, position):
             site = self._recorded[index]
             path = site.taps[position].path or "the model"
@@ -129,7 +151,19 @@ class OpenBatch:
                 "backward a batch; a module that a forward uses twice cannot be recorded."
             )
             raise CaptureError(msg)
-        buffer.put(index, position, tensor)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every recorded tensor was taken."""
+        return not self._missing()
+
+    def _missing(self) -> list[str]:
+        streams = {site.stream for site in self._recorded}
+        absent = sorted(streams - self._buffers.keys())
+        return [
+            *(f"every site of the {stream}" for stream in absent),
+            *(name for buffer in self._buffers.values() for name in buffer.missing()),
+        ]
 
     def output(self, values: Mapping[str, torch.Tensor]) -> None:
         """Keep per-sample outputs, [sample, ...]."""
@@ -137,9 +171,8 @@ class OpenBatch:
 
     def finish(self, writer: Any) -> None:  # noqa: ANN401
         """Give every sample to `writer`; CaptureError if a tensor never came."""
-        buffer, info = self._buffer, self._info
-        missing = ["every site"] if buffer is None else buffer.missing()
-        if buffer is None or info is None or missing:
+        info, missing = self._info, self._missing()
+        if info is None or missing:
             why = "no forward ran" if not self.forward_ran else "it was not reached"
             wants_gradient = any(site.gradient for site in self._recorded)
             if self.forward_ran and not self.backward_ran and wants_gradient:
@@ -148,15 +181,18 @@ class OpenBatch:
             raise CaptureError(msg)
         outputs = {name: to_numpy(value.cpu()) for name, value in self._outputs.items()}
         samples = []
-        for i, kept in enumerate(self._positions):
-            rows = {} if self._frames == "none" else {self._stream: kept}
+        for i, id_ in enumerate(info.ids):
+            rows = {stream: positions[i] for stream, positions in self._positions.items()}
             samples.append(
                 NewSample(
-                    info.ids[i],
-                    n_rows={stream: len(positions) for stream, positions in rows.items()},
+                    id_,
+                    n_rows={stream: len(kept) for stream, kept in rows.items()},
                     positions=rows,
                     outputs={name: values[i] for name, values in outputs.items()},
                     **info.fields(i),
                 )
             )
-        writer.append_batch(samples, buffer.arrays())
+        arrays: dict[str, np.ndarray] = {}
+        for buffer in self._buffers.values():
+            arrays |= buffer.arrays()
+        writer.append_batch(samples, arrays)

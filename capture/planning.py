@@ -102,8 +102,8 @@ def _plan_condition(
     config: CaptureConfig, run: PreparedRun, prepared: PreparedCondition
 ) -> ConditionPlan:
     condition, recorded = prepared.condition, prepared.recorded
-    sites = store_sites(recorded, run.family.stream)
-    rows = run.table.rows(run.family.stream, row_frames(recorded))
+    sites = store_sites(recorded)
+    rows = run.table.rows(run.family.stream, row_frames(recorded, run.family.stream))
     _, segments = plan_segments(
         rows,
         sites,

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from .errors import DataError, ModelError
+from .streams import find_streams
 
 if TYPE_CHECKING:
-    from .families import Family
+    from .families import Family, SpeechFamily
 
 
 def kept_positions(valid: np.ndarray, frames: str) -> np.ndarray:
@@ -60,15 +61,24 @@ class Selection:
     """Samples and frames of the batch."""
     positions: tuple[np.ndarray, ...]
     """Kept frames of each sample, int64."""
-    index_n: torch.Tensor
-    """Kept rows in the flattened batch."""
-    weights_bt: torch.Tensor
+    index_n: np.ndarray
+    """Kept rows in the flattened batch, int64."""
+    weights_bt: np.ndarray
     """1 / (valid frames of the sample) on its valid frames, 0 elsewhere, float32."""
+    _on_device: dict[tuple[str, torch.device], torch.Tensor]
+    """Copies of both where they were needed: layers of one model may be on several devices."""
 
     @property
     def counts(self) -> list[int]:
         """Kept rows of each sample."""
         return [len(kept) for kept in self.positions]
+
+    def _on(self, name: str, device: torch.device) -> torch.Tensor:
+        found = self._on_device.get((name, device))
+        if found is None:
+            found = torch.from_numpy(getattr(self, name)).to(device)
+            self._on_device[name, device] = found
+        return found
 
     def copy_rows(self, x_btd: torch.Tensor, out_nd: torch.Tensor) -> None:
         """Copy the kept rows, sample after sample, into `out_nd` on the CPU, in its dtype.
@@ -77,7 +87,9 @@ class Selection:
         happen there, before the transfer.
         """
         if not x_btd.is_cpu:
-            flat = x_btd.reshape(-1, x_btd.shape[-1]).index_select(0, self.index_n)
+            flat = x_btd.reshape(-1, x_btd.shape[-1]).index_select(
+                0, self._on("index_n", x_btd.device)
+            )
             out_nd.copy_(flat.to(out_nd.dtype))
             return
         for x_td, kept, out in zip(x_btd, self.positions, out_nd.split(self.counts), strict=True):
@@ -85,7 +97,8 @@ class Selection:
 
     def mean_valid(self, x_btd: torch.Tensor) -> torch.Tensor:
         """Return the mean over valid frames, float32 [b, d], from float32 values."""
-        return torch.bmm(self.weights_bt[:, None, :], x_btd.float()).squeeze(1)
+        weights = self._on("weights_bt", x_btd.device)
+        return torch.bmm(weights[:, None, :], x_btd.float()).squeeze(1)
 
 
 def _take(x_td: torch.Tensor, kept: np.ndarray) -> torch.Tensor:
@@ -94,8 +107,8 @@ def _take(x_td: torch.Tensor, kept: np.ndarray) -> torch.Tensor:
     return x_td.index_select(0, torch.from_numpy(kept))
 
 
-def select(mask_bt: np.ndarray, frames: str, *, device: torch.device) -> Selection:
-    """Prepare the selection of one batch.
+def select(mask_bt: np.ndarray, frames: str) -> Selection:
+    """Prepare the selection of one batch in one stream.
 
     Parameters
     ----------
@@ -103,8 +116,6 @@ def select(mask_bt: np.ndarray, frames: str, *, device: torch.device) -> Selecti
         Whether a frame holds audio, bool [batch, frame].
     frames
         See `kept_positions`.
-    device
-        Where the batch is computed.
 
     Raises
     ------
@@ -118,21 +129,22 @@ def select(mask_bt: np.ndarray, frames: str, *, device: torch.device) -> Selecti
     positions = tuple(kept_positions(valid, frames) for valid in mask_bt)
     length = mask_bt.shape[1]
     flat = np.concatenate([kept + i * length for i, kept in enumerate(positions)])
-    index = torch.from_numpy(flat).to(device)
-    weights = torch.from_numpy((mask_bt / counts[:, None]).astype(np.float32)).to(device)
-    return Selection((mask_bt.shape[0], length), positions, index, weights)
+    weights = (mask_bt / counts[:, None]).astype(np.float32)
+    return Selection((mask_bt.shape[0], length), positions, flat, weights, {})
 
 
 @dataclass(frozen=True, slots=True)
 class FinalNorm:
-    """The encoder's final layer norm, in float32 whatever the model computes in."""
+    """The norm after the last layer, in float32 whatever the model computes in."""
 
+    kind: str
+    """``layer_norm`` or ``rms_norm``."""
     weight: torch.Tensor
     """Gain [d], float32."""
-    bias: torch.Tensor
-    """Shift [d], float32."""
+    bias: torch.Tensor | None
+    """Shift [d], float32; None for an RMS norm."""
     eps: float
-    """Added to the variance."""
+    """Added to the variance, or to the mean square."""
 
     def mean_all_normed(self, x_btd: torch.Tensor) -> torch.Tensor:
         """Return the mean over all frames of the normed frames, float32 [b, d].
@@ -140,16 +152,34 @@ class FinalNorm:
         Norm and mean do not commute: only this order gives the model's own logits at the last
         layer.
         """
-        x = x_btd.float()
-        return nn.functional.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps).mean(1)
+        x, weight = x_btd.float(), self.weight.to(x_btd.device)
+        if self.bias is None:
+            return nn.functional.rms_norm(x, x.shape[-1:], weight, self.eps).mean(1)
+        bias = self.bias.to(x_btd.device)
+        return nn.functional.layer_norm(x, x.shape[-1:], weight, bias, self.eps).mean(1)
 
 
-def final_norm(model: nn.Module, family: Family) -> FinalNorm:
-    """Take the final norm out of `model`; ModelError if it is not a layer norm."""
-    module = model.get_submodule(family.final_norm)
-    if not isinstance(module, nn.LayerNorm):
-        msg = f"the final norm {family.final_norm} is a {type(module).__name__}, not a LayerNorm."
-        raise ModelError(msg)
-    weight = module.weight.detach().float()
-    bias = torch.zeros_like(weight) if module.bias is None else module.bias.detach().float()
-    return FinalNorm(weight, bias, float(module.eps))
+def norm_at(model: nn.Module, path: str) -> FinalNorm:
+    """Take the norm at `path` out of `model`; ModelError if it is neither layer nor RMS norm."""
+    module: Any = model.get_submodule(path)
+    kind = type(module).__name__
+    if isinstance(module, nn.LayerNorm):
+        weight = module.weight.detach().float()
+        bias = torch.zeros_like(weight) if module.bias is None else module.bias.detach().float()
+        return FinalNorm("layer_norm", weight, bias, float(module.eps))
+    if "RMSNorm" in kind:
+        eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+        return FinalNorm("rms_norm", module.weight.detach().float(), None, float(eps or 0.0))
+    msg = f"the final norm {path} is a {kind}, neither a LayerNorm nor an RMSNorm."
+    raise ModelError(msg)
+
+
+def final_norms(model: nn.Module, family: Family) -> dict[str, FinalNorm]:
+    """Return the final norm of every stream of `model` that has one."""
+    paths = {s.name: s.final_norm(model.config) for s in find_streams(model, family)}
+    return {name: norm_at(model, path) for name, path in paths.items() if path is not None}
+
+
+def final_norm(model: nn.Module, family: SpeechFamily) -> FinalNorm:
+    """Return the final norm of the stream that ``capture-run`` captures."""
+    return final_norms(model, family)[family.stream]

@@ -16,7 +16,7 @@ from .split import Split, check_training_part, make_split
 if TYPE_CHECKING:
     from .config_models import CaptureConfig
     from .corpora import Corpus
-    from .families import Family
+    from .families import SpeechFamily
     from .sites import RecordedSite
 
 
@@ -38,7 +38,7 @@ class PreparedRun:
     """The corpus."""
     split: Split
     """Who is held out."""
-    family: Family
+    family: SpeechFamily
     """The model's family."""
     frames: int
     """Frames of its window."""

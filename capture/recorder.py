@@ -21,14 +21,18 @@ from .errors import CaptureError
 from .families import Family, find_family
 from .hooks import install_hooks
 from .open_batch import OpenBatch, SampleInfo
-from .pooling import final_norm
+from .places import OWN_STREAM
+from .pooling import final_norms
 from .sites import POOLS, RecordedSite, SiteRequest, resolve_sites, store_sites
+from .streams import find_streams
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
 type SiteChoice = Sequence[str] | Mapping[str, SiteRequest]
 """Names of sites, or names with what is asked of each."""
+type Mask = np.ndarray | torch.Tensor
+"""Which positions count, bool [sample, position]."""
 
 
 def bare_model(model: nn.Module) -> nn.Module:
@@ -39,9 +43,8 @@ def bare_model(model: nn.Module) -> nn.Module:
 
 
 def _family_of(model: nn.Module) -> Family:
-    return find_family(
-        str(getattr(model.config, "model_type", "unknown")), base=type(model).__name__
-    )
+    config = getattr(model, "config", None)
+    return find_family(str(getattr(config, "model_type", "")))
 
 
 def _requests(choice: SiteChoice, options: Mapping[str, Any]) -> dict[str, SiteRequest]:
@@ -64,7 +67,7 @@ def find_sites(
     bare = bare_model(model)
     family = _family_of(bare)
     chosen = _requests(sites, options), _requests(gradients, options)
-    return store_sites(resolve_sites(bare, family, *chosen), family.stream)
+    return store_sites(resolve_sites(bare, family, *chosen))
 
 
 class Recorder:
@@ -131,8 +134,10 @@ class Recorder:
         )
         self._gradients = any(site.gradient for site in self.recorded)
         self._target, self._capture, self._outputs = target, capture, tuple(outputs)
-        self._norm = final_norm(self._model, self.family)
+        self._norms = final_norms(self._model, self.family)
         self._stack = ExitStack()
+        streams = find_streams(self._model, self.family)
+        self._streams = [stream.name for stream in streams] or [OWN_STREAM]
         self._writer: Any = None
         self._numbered = 0
         self._open: OpenBatch | None = None
@@ -142,7 +147,7 @@ class Recorder:
         with ExitStack() as stack:
             self._writer = self._target
             if isinstance(self._target, str | PathLike):
-                sites = store_sites(self.recorded, self.family.stream)
+                sites = store_sites(self.recorded)
                 self._writer = stack.enter_context(
                     create_store(
                         Path(self._target),
@@ -164,7 +169,7 @@ class Recorder:
     def _install(self) -> list[RemovableHandle]:
         return [
             self._root.register_forward_pre_hook(self._before_forward),
-            *install_hooks(self._model, self.family, self.recorded, self._receive),
+            *install_hooks(self._model, self.recorded, self),
             self._root.register_forward_hook(self._after_forward),
         ]
 
@@ -177,7 +182,7 @@ class Recorder:
         groups: Mapping[str, Sequence[str]] | None = None,
         columns: Mapping[str, Sequence[Any]] | None = None,
         exposed: Sequence[bool] | None = None,
-        mask: np.ndarray | torch.Tensor | None = None,
+        mask: Mask | Mapping[str, Mask] | None = None,
     ) -> Iterator[Self]:
         """Name the samples of the one forward inside the block; they are written at its end.
 
@@ -190,19 +195,33 @@ class Recorder:
         groups, columns
             Name to one entry a sample.
         mask
-            Whether each frame of each sample holds audio, bool [sample, frame]; None: all do.
+            Whether each frame (or token) of each sample counts, bool [sample, frame]; None: all do.
+            Of a model with several streams, stream to mask; a bare one is that of the main stream.
         """
         if self._open is not None:
             msg = "a batch is still open: call recorder.backward after each forward."
             raise CaptureError(msg)
-        marks = None if mask is None else np.asarray(torch.as_tensor(mask).cpu(), dtype=bool)
-        info = SampleInfo(list(ids), labels, groups or {}, columns or {}, exposed, marks)
-        self._open = OpenBatch(self.recorded, self._norm, self.family.stream, info=info)
+        masks = self._masks(mask)
+        info = SampleInfo(list(ids), labels, groups or {}, columns or {}, exposed, masks)
+        self._open = OpenBatch(self.recorded, self._norms, info=info)
         try:
             yield self
             self._open.finish(self._writer)
         finally:
             self._open = None
+
+    def _masks(self, mask: Mask | Mapping[str, Mask] | None) -> dict[str, np.ndarray]:
+        if mask is None:
+            return {}
+        named = dict(mask) if isinstance(mask, Mapping) else {self._streams[0]: mask}
+        unknown = sorted(named.keys() - set(self._streams))
+        if unknown:
+            msg = f"mask names the stream {unknown[0]!r}; there are: {', '.join(self._streams)}."
+            raise CaptureError(msg)
+        return {
+            stream: np.asarray(torch.as_tensor(values).cpu(), dtype=bool)
+            for stream, values in named.items()
+        }
 
     def backward(self, losses: torch.Tensor) -> None:
         """Run the backward pass of the sum of `losses` and record the gradients.
@@ -245,11 +264,7 @@ class Recorder:
         batch = self._open
         if batch is None or not (batch.explicit or self._gradients):
             batch = self._open = OpenBatch(
-                self.recorded,
-                self._norm,
-                self.family.stream,
-                info=None,
-                number_from=self._numbered,
+                self.recorded, self._norms, info=None, number_from=self._numbered
             )
         elif batch.forward_ran and not batch.backward_running:
             msg = (
@@ -269,6 +284,10 @@ class Recorder:
         batch.finish(self._writer)
         self._numbered += batch.size or 0
 
-    def _receive(self, index: int, position: int, tensor: torch.Tensor) -> None:
-        if self._open is not None:
-            self._open.receive(index, position, tensor)
+    def receive(
+        self, index: int, position: int, tensor: torch.Tensor, given: torch.Tensor | None
+    ) -> None:
+        """Take a tensor from a hook; not for users."""
+        batch = self._open
+        if batch is not None:
+            batch.receive(index, position, tensor, given)

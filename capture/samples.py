@@ -15,7 +15,7 @@ from .pooling import count_rows
 
 if TYPE_CHECKING:
     from .corpora import Corpus, Utterance
-    from .families import Family
+    from .families import SpeechFamily
 
 UNKNOWN = -1
 """Class of a sample without a known label."""
@@ -88,7 +88,7 @@ class SampleTable:
         return waveform
 
 
-def make_table(corpus: Corpus, family: Family, frames: int) -> SampleTable:
+def make_table(corpus: Corpus, family: SpeechFamily, frames: int) -> SampleTable:
     """Return the samples of `corpus` with their lengths in frames of `family`."""
     classes = {label: i for i, label in enumerate(corpus.labels)}
     samples = []

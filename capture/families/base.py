@@ -1,17 +1,21 @@
 """What the recorder has to know about a model family: a table from our site names to module paths.
 
-A family is data (a frozen `Family`) plus two small functions. Adding one is one new file beside
-this one and one line in ``families/__init__.py``.
+A family is data: one `Stream` for every row space that its models have, and for the families that
+``capture-run`` can load and train by itself, what a `SpeechFamily` adds. Adding one is one new file
+beside this one and one line in ``families/__init__.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from torch import nn
+
+type Measure = Callable[[Any], int]
+"""A number of a model, from its transformers configuration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +23,84 @@ class Tap:
     """One place in a module tree where a tensor passes."""
 
     path: str
-    """Path of the module: below a layer for the sites of a layer (empty: the layer itself), below
-    the model otherwise."""
+    """Path of the module: in a table below a layer or below the backbone (empty: the layer or the
+    backbone itself), in a model below that model."""
     side: Literal["input", "output"] = "output"
     """Whether the tensor goes into the module or comes out of it."""
+    item: int = 0
+    """Which one, where the module gives a tuple."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Attention weights of a layer, [sample, head, query, key]."""
+
+    tap: Tap
+    """Where to read them, below a layer."""
+    heads: Measure
+    """Number of heads."""
+    keys: Measure
+    """The most keys that a query can see."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """One row space of a model: the layers that share their rows, and the sites on them."""
+
+    name: str
+    """Name of the row space in the store."""
+    layers: str
+    """Path of the list of layers."""
+    layer_sites: Mapping[str, Tap]
+    """Sites that exist once a layer, taps below a layer."""
+    model_sites: Mapping[str, Tap]
+    """Sites that exist once, taps below the backbone."""
+    width: Measure
+    """Features of the residual stream."""
+    final_norm: Callable[[Any], str | None]
+    """Path of the norm after the last layer, from the configuration; None where there is none."""
+    attention: Mapping[str, Attention] = field(default_factory=dict)
+    """Attention sites; they exist once a layer."""
+    prefix: str = ""
+    """What the names of its sites begin with (``decoder.``)."""
+    foreign: Mapping[str, str] = field(default_factory=dict)
+    """Module below a layer, to the stream whose rows it sees: a decoder attends to those of its
+    encoder, so that keys and values of it are rows of the encoder."""
+
+    def below(self, root: str) -> Stream:
+        """Return the stream with its paths below `root` instead of below the backbone."""
+
+        def join(path: str) -> str:
+            return ".".join(filter(None, (root, path)))
+
+        norm = self.final_norm
+
+        def final_norm(config: Any) -> str | None:  # noqa: ANN401  a transformers configuration
+            path = norm(config)
+            return None if path is None else join(path)
+
+        return replace(
+            self,
+            layers=join(self.layers),
+            model_sites={n: replace(t, path=join(t.path)) for n, t in self.model_sites.items()},
+            final_norm=final_norm,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """The table of one model family."""
+
+    name: str
+    """Our name of the family, as in a capture's attributes."""
+    model_types: tuple[str, ...]
+    """`model_type` of the transformers configurations that have this structure."""
+    streams: tuple[Stream, ...]
+    """Row spaces, the main one first. A model has those whose layers it has, so that a table can
+    hold a decoder that only some models have, and two layouts of one stream."""
+    valid_rows: Callable[[Any, int], int] | None = None
+    """Valid rows of the main stream from (configuration, valid items of the model's input); None:
+    a row for every item."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,28 +115,12 @@ class Head:
     """Pooled features [batch, feature] from the encoder's output [batch, frame, feature]."""
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
-    """The table of one model family."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeechFamily(Family):
+    """A family that ``capture-run`` can load, train and capture: speech in, a class out."""
 
-    name: str
-    """Our name of the family, as in a capture's attributes."""
-    model_type: str
-    """`model_type` of the transformers configuration."""
-    stream: str
-    """The row space that the sites of this table belong to."""
     encoder: str
     """Path of the encoder; its weights identify the model (sha256)."""
-    layers: str
-    """Path of the list of layers."""
-    layer_sites: Mapping[str, Tap]
-    """Sites that exist once a layer."""
-    model_sites: Mapping[str, Tap]
-    """Sites that exist once a model."""
-    width: Callable[[Any], int]
-    """Features of the residual stream, from the transformers configuration."""
-    final_norm: str
-    """Path of the encoder's final norm."""
     head: Head
     """The classification head."""
     sampling_rate: int
@@ -75,3 +137,13 @@ class Family:
     """Cuts (model or None, extractor or None, configuration) to a window of so many seconds."""
     demo: Callable[[], tuple[Any, Any]]
     """Configuration and feature extractor of the embedded ``demo:`` model."""
+
+    @property
+    def stream(self) -> str:
+        """The row space that is captured."""
+        return self.streams[0].name
+
+    @property
+    def layers(self) -> str:
+        """Path of its layers."""
+        return self.streams[0].layers

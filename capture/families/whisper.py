@@ -1,4 +1,4 @@
-"""Whisper with an audio classification head (`WhisperForAudioClassification`).
+"""Whisper: its encoder and decoder, and the encoder with a head of classes on it.
 
 Whisper pads every utterance to its window and masks nothing; 16 kHz audio gives a mel frame every
 160 samples and, after the second convolution (stride 2), an encoder frame every 320 samples.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .base import Family, Head, Tap
+from .base import Attention, Head, SpeechFamily, Stream, Tap
 
 SAMPLES_PER_FRAME = 320
 FULL_FRAMES = 1500
@@ -94,11 +94,8 @@ def apply_head(model: Any, pooled: Any) -> Any:  # noqa: ANN401
     return model.classifier(model.projector(pooled))
 
 
-WHISPER = Family(
-    name="whisper",
-    model_type="whisper",
-    stream="encoder",
-    encoder="encoder",
+ENCODER = Stream(
+    name="encoder",
     layers="encoder.layers",
     layer_sites={
         "resid_pre": Tap("", "input"),
@@ -111,7 +108,53 @@ WHISPER = Family(
         "encoder_out": Tap("encoder.layer_norm"),
     },
     width=lambda config: int(config.d_model),
-    final_norm="encoder.layer_norm",
+    final_norm=lambda _config: "encoder.layer_norm",
+    attention={
+        "attention": Attention(
+            Tap("self_attn", item=1),
+            heads=lambda config: int(config.encoder_attention_heads),
+            keys=lambda config: int(config.max_source_positions),
+        )
+    },
+)
+
+DECODER = Stream(
+    name="decoder",
+    layers="decoder.layers",
+    layer_sites={
+        "resid_pre": Tap("", "input"),
+        "attn_out": Tap("self_attn"),
+        "cross_attn_out": Tap("encoder_attn"),
+        "mlp_out": Tap("fc2"),
+        "resid_post": Tap(""),
+    },
+    model_sites={
+        "embed": Tap("decoder.layers.0", "input"),
+        "decoder_out": Tap("decoder.layer_norm"),
+    },
+    width=lambda config: int(config.d_model),
+    final_norm=lambda _config: "decoder.layer_norm",
+    attention={
+        "attention": Attention(
+            Tap("self_attn", item=1),
+            heads=lambda config: int(config.decoder_attention_heads),
+            keys=lambda config: int(config.max_target_positions),
+        ),
+        "cross_attention": Attention(
+            Tap("encoder_attn", item=1),
+            heads=lambda config: int(config.decoder_attention_heads),
+            keys=lambda config: int(config.max_source_positions),
+        ),
+    },
+    prefix="decoder.",
+    foreign={"encoder_attn.k_proj": "encoder", "encoder_attn.v_proj": "encoder"},
+)
+
+WHISPER = SpeechFamily(
+    name="whisper",
+    model_types=("whisper",),
+    streams=(ENCODER, DECODER),
+    encoder="encoder",
     head=Head(
         modules={"head.projector": "projector", "head.classifier": "classifier"},
         apply=apply_head,

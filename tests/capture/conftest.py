@@ -24,23 +24,33 @@ class MemoryWriter:
     def __init__(self) -> None:
         self.samples: dict[str, dict[str, np.ndarray]] = {}
         self.details: dict[str, dict[str, Any]] = {}
+        self.streams: dict[str, str] = {}
+        """Site to stream, where a test records several."""
 
     def append_batch(self, samples: list[NewSample], values: dict[str, np.ndarray]) -> None:
-        first = 0
+        first: dict[str, int] = {}
         for number, sample in enumerate(samples):
             assert sample.id not in self.samples
-            rows = next(iter(sample.n_rows.values()), 0)
+            rows = {
+                stream: slice(first.get(stream, 0), first.get(stream, 0) + count)
+                for stream, count in sample.n_rows.items()
+            }
+            first |= {stream: part.stop for stream, part in rows.items()}
+            main = next(iter(rows), "")
             self.samples[sample.id] = {
-                name: self._part(name, array, number, slice(first, first + rows))
+                name: self._part(name, array, number, rows.get(self._stream(name, main)))
                 for name, array in values.items()
             }
-            first += rows
             fields = ("label", "exposed", "groups", "columns", "outputs", "positions")
             self.details[sample.id] = {name: getattr(sample, name) for name in fields}
 
+    def _stream(self, name: str, main: str) -> str:
+        return self.streams.get(name, main)
+
     @staticmethod
-    def _part(name: str, array: np.ndarray, number: int, rows: slice) -> np.ndarray:
-        return array[..., number, :] if name.endswith(tuple(POOLS)) else array[..., rows, :]
+    def _part(name: str, array: np.ndarray, number: int, rows: slice | None) -> np.ndarray:
+        of_sample = name.endswith(tuple(POOLS)) or "_weight." in name
+        return array[..., number, :] if of_sample else array[..., rows, :]
 
 
 @pytest.fixture(scope="session")

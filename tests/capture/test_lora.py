@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from lorascope.capture import ModelError
+from lorascope.capture.adapters import adapters_of, find_adapters
 from lorascope.capture.config_models import AdapterConfig
 from lorascope.capture.lora import (
-    adapted_modules,
     adapter_scaling,
     attach_adapter,
     extract_weights,
@@ -78,6 +78,8 @@ def test_a_fresh_adapter_is_in_eval_mode(make_model):
 def test_scaling(make_model):
     loaded = make_model(adapter(r=8, alpha=20))
     assert adapter_scaling(loaded.model, loaded.family) == 2.5
+    stable = make_model(adapter(r=16, alpha=20, rslora=True))
+    assert adapter_scaling(stable.model, stable.family) == 5.0
     bare = make_model()
     assert adapter_scaling(bare.model, bare.family) is None
 
@@ -133,7 +135,11 @@ def test_targets_that_match_nothing_are_told(make_model, target, message):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"use_dora": True}, "uses Dora.*not base"), ({"target_modules": ["conv1"]}, None)],
+    [
+        ({"use_dora": True}, r"layers\.0\.self_attn\.v_proj uses Dora.*not base"),
+        ({"target_modules": ["conv1"]}, "encoder.conv1 is made of Conv1d modules"),
+        ({"target_modules": ["embed_positions"]}, "embed_positions is that of an embedding"),
+    ],
 )
 def test_other_kinds_of_lora_are_refused(make_model, options, message):
     from peft import LoraConfig, inject_adapter_in_model
@@ -141,30 +147,47 @@ def test_other_kinds_of_lora_are_refused(make_model, options, message):
     loaded = make_model()
     config = LoraConfig(**{"r": 2, "target_modules": ["v_proj"], **options})
     inject_adapter_in_model(config, loaded.model)
-    if message is None:
-        # outside the layers: not an adapter of any site, and nothing to refuse
-        assert adapted_modules(loaded.model, loaded.family) == {}
-        return
     with pytest.raises(ModelError, match=message):
-        adapted_modules(loaded.model, loaded.family)
+        adapters_of(loaded.model, loaded.family)
 
 
 def test_a_merged_adapter_is_refused(make_model):
     loaded = make_model(adapter(init="normal"))
     loaded.model.encoder.layers[2].self_attn.v_proj.merge()
-    with pytest.raises(ModelError, match="v_proj in layer 2 is merged"):
-        adapted_modules(loaded.model, loaded.family)
+    with pytest.raises(ModelError, match=r"layers\.2\.self_attn\.v_proj is merged"):
+        adapters_of(loaded.model, loaded.family)
+
+
+def test_adapters_outside_of_the_layers_are_named_by_their_path(make_model):
+    from peft import LoraConfig, inject_adapter_in_model
+
+    loaded = make_model()
+    config = LoraConfig(r=2, target_modules=["projector", "q_proj"])
+    inject_adapter_in_model(config, loaded.model)
+    found = adapters_of(loaded.model, loaded.family)
+    assert [(a.layer, a.name) for a in found[-2:]] == [(3, "q_proj"), (None, "projector")]
+    assert found[-1].parameter == "adapter.projector"
+    assert found[0].parameter == "adapter.0.q_proj"
 
 
 @pytest.mark.filterwarnings("ignore:Already found a .peft_config.:UserWarning")
-def test_two_adapters_are_refused(make_model):
+def test_of_several_adapters_the_active_ones_count(make_model):
     from peft import LoraConfig, inject_adapter_in_model
 
     loaded = make_model(adapter())
     config = LoraConfig(r=2, target_modules=["v_proj"])
     inject_adapter_in_model(config, loaded.model, adapter_name="second")
-    with pytest.raises(ModelError, match="has 2 adapters"):
-        adapted_modules(loaded.model, loaded.family)
+    modules = [a.module for a in adapters_of(loaded.model, loaded.family)]
+    assert len(modules) == 4
+    for module in modules:
+        module.set_adapter("second")
+    found, refused = find_adapters(loaded.model, loaded.family)
+    assert not refused
+    assert {(a.name, a.key) for a in found} == {("v_proj", "second")}
+    for module in modules:
+        module.set_adapter(["default", "second"])
+    names = [a.name for a in adapters_of(loaded.model, loaded.family)]
+    assert names[:2] == ["v_proj.default", "v_proj.second"]
 
 
 def test_short_names_of_a_whisper_layer(make_model):

@@ -8,9 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from lorascope.capture import DataError, ModelError
-from lorascope.capture.families import WHISPER, find_family
+from lorascope.capture.families import WHISPER, find_speech_family
 from lorascope.capture.pooling import count_rows, final_norm, kept_positions, prefix_mask, select
 
 frames = st.sampled_from(["valid", "all", "every:1", "every:3", "every:100", "none"])
@@ -31,10 +32,10 @@ def test_device_and_host_select_the_same_rows(marks):
     mask = np.array(marks)
     mask[:, 2] = True
     x = torch.arange(mask.size * 3, dtype=torch.float32).reshape(len(marks), 5, 3)
-    selection = select(mask, "valid", device=torch.device("cpu"))
+    selection = select(mask, "valid")
     on_host = torch.empty(int(mask.sum()), 3)
     selection.copy_rows(x, on_host)
-    flat = x.reshape(-1, 3).index_select(0, selection.index_n)
+    flat = x.reshape(-1, 3).index_select(0, torch.from_numpy(selection.index_n))
     assert torch.equal(on_host, flat)
     assert torch.equal(on_host, x[torch.from_numpy(mask)])
     expected = np.stack([row[m].mean(0) for row, m in zip(x.double().numpy(), mask, strict=True)])
@@ -43,7 +44,7 @@ def test_device_and_host_select_the_same_rows(marks):
 
 def test_an_empty_sample_is_refused():
     with pytest.raises(DataError, match="sample 1 of the batch has no valid frame"):
-        select(prefix_mask([3, 0], 5), "valid", device=torch.device("cpu"))
+        select(prefix_mask([3, 0], 5), "valid")
 
 
 @pytest.mark.parametrize(
@@ -54,13 +55,24 @@ def test_valid_frames_of_whisper(samples, expected):
     assert WHISPER.valid_frames(samples, 1500) == expected
 
 
+def test_the_rms_norm_is_the_models_own(make_model):
+    norm = LlamaRMSNorm(64, eps=1e-3)
+    nn.init.normal_(norm.weight)
+    x = torch.randn(3, 7, 64, generator=torch.Generator().manual_seed(0))
+    model = make_model().model
+    model.encoder.layer_norm = norm
+    got = final_norm(model, WHISPER).mean_all_normed(x)
+    # float32 sums of 64 squares and of 7 frames
+    torch.testing.assert_close(got, norm(x).mean(1), rtol=1e-5, atol=1e-6)
+
+
 def test_other_final_norms_are_refused(make_model):
     model = make_model().model
-    model.encoder.layer_norm = nn.RMSNorm(64)
-    with pytest.raises(ModelError, match="RMSNorm, not a LayerNorm"):
+    model.encoder.layer_norm = nn.BatchNorm1d(64)
+    with pytest.raises(ModelError, match="BatchNorm1d, neither a LayerNorm nor an RMSNorm"):
         final_norm(model, WHISPER)
 
 
-def test_unknown_families_are_told():
-    with pytest.raises(ModelError, match=r"'bert' model.*can be captured: whisper"):
-        find_family("bert")
+def test_families_that_capture_run_cannot_load_are_told():
+    with pytest.raises(ModelError, match=r"'bert' model, and capture-run .* whisper.*Recorder"):
+        find_speech_family("bert", base="this")
