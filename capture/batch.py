@@ -128,6 +128,11 @@ class BatchBuffer:
             )
             raise CaptureError(msg)
 
+    @property
+    def n_missing(self) -> int:
+        """How many tensors were not taken yet."""
+        return sum(len(site.taps) for site in self._sites.values()) - len(self._taken)
+
     def missing(self) -> list[str]:
         """Return the names of sites, with layers, that were never seen."""
         return [

@@ -81,6 +81,8 @@ def _request(options: SiteOptions) -> SiteRequest:
         frames=options.frames or "valid",
         pool=options.pool or (),
         dtype=options.dtype or "bfloat16",
+        width=options.width,
+        keys=options.keys,
     )
 
 
@@ -123,7 +125,9 @@ def fingerprint(
     return {
         "seed": config.seed,
         "device": device.partition(":")[0],
-        "model": {key: model[key] for key in ("family", "dtype", "window_seconds", "sha256")},
+        "model": {
+            key: model[key] for key in ("family", "dtype", "attention", "window_seconds", "sha256")
+        },
         "data": dict(data),
         "split": {"by": split.by, "test": list(split.test)} if giver else None,
         "adapter": resolved["captures"][condition.name]["adapter"],

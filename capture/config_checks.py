@@ -7,7 +7,7 @@ reported where they stand.
 from collections.abc import Iterator
 from typing import Any
 
-from .config_sites import ADAPTER_SITES
+from .config_sites import ADAPTER_SITES, WEIGHT_SITES
 from .config_types import suggest
 from .config_yaml import Problem
 
@@ -84,9 +84,23 @@ def _check_sites(config: dict[str, Any]) -> Iterator[Problem]:
     has_adapter = any(_section(captures, name).get("adapter") is not None for name in captures)
     if captures and not has_adapter:
         for key in ("sites", "gradients"):
-            for site in _wanted(record, key, ADAPTER_SITES):
+            if key == "sites":
+                among = tuple(site for site in ADAPTER_SITES if site not in WEIGHT_SITES)
+            else:
+                among = ADAPTER_SITES
+            for site in _wanted(record, key, among):
                 message = f"record.{key}: {site!r} exists only with an adapter; no capture has one"
                 yield Problem(("record", key, site), message)
+    for site in _wanted(record, "sites", WEIGHT_SITES):
+        message = f"record.sites: {site!r} is a gradient, sample by sample; name it in gradients"
+        yield Problem(("record", "sites", site), message)
+    asked = [
+        *_wanted(record, "sites", ("attention",)),
+        *_wanted(record, "gradients", ("attention",)),
+    ]
+    if asked and _section(config, "model").get("attention") != "eager":
+        message = "record: attention weights exist only with `attention: eager` under `model`"
+        yield Problem(("model", "attention"), message)
     if record.get("frames") == "none" and record.get("pool") == []:
         message = "record.pool: frames is none and pool is empty, so nothing would be recorded"
         yield Problem(("record", "pool"), message)

@@ -95,6 +95,8 @@ class ModelConfig(Section):
         str, Strict(), choice("float32", "bfloat16", "float16", what="compute dtype")
     ] = "float32"
     """Dtype of weights and computation."""
+    attention: Annotated[str, Strict(), choice("sdpa", "eager", what="attention")] = "sdpa"
+    """How attention is computed; its weights exist, and can be recorded, with ``eager`` only."""
     window_seconds: Annotated[Positive, Field(le=30)] = 30.0
     """Length of audio that the encoder sees, in seconds; longer utterances are cut."""
 
@@ -199,6 +201,10 @@ class SiteOptions(Section):
     frames: Frames | None = None
     pool: _Pools | None = None
     dtype: _RowDtype | None = None
+    width: Count | None = None
+    """Features of ``module.<path>``, where the module does not tell."""
+    keys: Count | None = None
+    """Keys of ``attention``, where fewer are enough than the model could see."""
 
     @model_serializer(mode="wrap")
     def _only_given(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -244,6 +250,8 @@ class RecordConfig(Section):
             frames=self.frames if own.frames is None else own.frames,
             pool=self.pool if own.pool is None else own.pool,
             dtype=self.dtype if own.dtype is None else own.dtype,
+            width=own.width,
+            keys=own.keys,
         )
 
 

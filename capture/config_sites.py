@@ -12,11 +12,17 @@ SITES = (
     "lora_b",
     "base_out",
     "encoder_out",
+    "attention",
+    "lora_a_weight",
+    "lora_b_weight",
 )
-"""Sites that can be recorded; those of `ADAPTER_SITES` also as ``lora_a.<module>``."""
+"""Sites that can be recorded; those of `ADAPTER_SITES` also as ``lora_a.<module>``, and any module
+as ``module.<path>``."""
 
-ADAPTER_SITES = ("lora_a", "lora_b", "base_out")
+ADAPTER_SITES = ("lora_a", "lora_b", "base_out", "lora_a_weight", "lora_b_weight")
 """Sites that only a capture with an adapter has."""
+WEIGHT_SITES = ("lora_a_weight", "lora_b_weight")
+"""Those that exist as gradients only."""
 
 
 def check_site(value: str) -> str:
@@ -25,9 +31,8 @@ def check_site(value: str) -> str:
     if value == "logits":
         msg = "logits are written for every capture as it is; leave them out of the sites"
         raise ValueError(msg)
-    if not (module and kind in ADAPTER_SITES):
-        later = (value,) if kind == "module" and module else ()
-        check_choice(value, SITES, what="site", later=later)
+    if not (module and kind in (*ADAPTER_SITES, "module")):
+        check_choice(value, SITES, what="site")
     return value
 
 

@@ -138,6 +138,7 @@ def _configuration(spec: ModelConfig, n_labels: int) -> tuple[Any, Any, SpeechFa
     else:
         config, extractor, family = _read_configuration(spec)
     config.num_labels = n_labels
+    config._attn_implementation = spec.attention
     # logits must be a function of the last layer alone, or the lens would not end at them
     config.use_weighted_layer_sum = False
     return config, extractor, family

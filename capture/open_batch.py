@@ -155,7 +155,9 @@ class OpenBatch:
     @property
     def complete(self) -> bool:
         """Whether every recorded tensor was taken."""
-        return not self._missing()
+        streams = {site.stream for site in self._recorded}
+        buffers = self._buffers
+        return len(buffers) == len(streams) and not any(b.n_missing for b in buffers.values())
 
     def _missing(self) -> list[str]:
         streams = {site.stream for site in self._recorded}

@@ -35,6 +35,10 @@ type Mask = np.ndarray | torch.Tensor
 """Which positions count, bool [sample, position]."""
 
 
+class _AllRecordedError(BaseException):
+    """Ends a forward of which nothing more is recorded; no code of a model catches it."""
+
+
 def bare_model(model: nn.Module) -> nn.Module:
     """Return the transformers model inside a `PeftModel`; any other model as it is."""
     from peft import PeftModel
@@ -138,6 +142,7 @@ class Recorder:
         self._stack = ExitStack()
         streams = find_streams(self._model, self.family)
         self._streams = [stream.name for stream in streams] or [OWN_STREAM]
+        self._stops = False
         self._writer: Any = None
         self._numbered = 0
         self._open: OpenBatch | None = None
@@ -223,6 +228,27 @@ class Recorder:
             for stream, values in named.items()
         }
 
+    def forward(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401  what the model takes
+        """Run the model inside `batch`, only as far as the deepest recorded module.
+
+        For passes of which nothing else is wanted: no gradients, and no output of the model.
+        Everything above the deepest recorded module is spared.
+        """
+        if self._gradients:
+            msg = "recorder.forward stops before the end of the model, so it records no gradients."
+            raise CaptureError(msg)
+        if self._open is None:
+            msg = "recorder.forward was called outside recorder.batch(...)."
+            raise CaptureError(msg)
+        self._stops = True
+        try:
+            with torch.no_grad():
+                self._root(*args, **kwargs)
+        except _AllRecordedError:
+            pass
+        finally:
+            self._stops = False
+
     def backward(self, losses: torch.Tensor) -> None:
         """Run the backward pass of the sum of `losses` and record the gradients.
 
@@ -291,3 +317,5 @@ class Recorder:
         batch = self._open
         if batch is not None:
             batch.receive(index, position, tensor, given)
+            if self._stops and batch.complete:
+                raise _AllRecordedError

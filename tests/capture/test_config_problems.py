@@ -78,7 +78,7 @@ record:
         "run.yaml:13:16: interventions: interventions are not in this version; leave them out",
         "run.yaml:15:18: record.sites: unknown site 'resid_pots'; did you mean 'resid_post'? "
         "(known: embed, resid_pre, resid_post, attn_out, mlp_out, lora_a, lora_b, base_out, "
-        "encoder_out)",
+        "encoder_out, attention, lora_a_weight, lora_b_weight)",
         "run.yaml:16:11: record.layers: 0 is listed twice",
         "run.yaml:17:11: record.frames: expected valid, all, none or every:K (K >= 1), got the "
         "text 'every:0'",
@@ -98,7 +98,8 @@ record:
         ("record: {sites: [embed, lora_a]}", "run.yaml:5:25: record.sites: 'lora_a' exists only"),
         ("record: {gradients: {lora_b: {}}}", "run.yaml:5:30: record.gradients: 'lora_b' exists"),
         ("record: {sites: [logits]}", "run.yaml:5:18: record.sites: logits are written for"),
-        ("record: {sites: [module.encoder]}", "run.yaml:5:18: record.sites: site 'module.encoder'"),
+        ("record: {sites: [attention]}", "run.yaml:1:1: record: attention weights exist only"),
+        ("record: {sites: [lora_a_weight]}", "run.yaml:5:18: record.sites: 'lora_a_weight' is a"),
         ("record: {frames: none, pool: []}", "run.yaml:5:30: record.pool: frames is none and pool"),
         ("record: {sites: {embed: {dtyp: float32}}}", "run.yaml:5:26: unknown key 'dtyp' in rec"),
         ("record: {pool: [mean_vald]}", "run.yaml:5:17: record.pool[0]: unknown pool 'mean_vald'"),

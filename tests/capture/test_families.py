@@ -91,6 +91,11 @@ def run(case: Case, writer: Any, *, train: bool) -> dict[str, list[torch.Tensor]
     return seen
 
 
+def gradient_of(tensor: torch.Tensor) -> torch.Tensor:
+    assert tensor.grad is not None
+    return tensor.grad
+
+
 def masks_of(case: Case, name: str, frames: int) -> np.ndarray:
     decoder = name.startswith("decoder") and "decoder" in case.masks
     stream = "decoder" if decoder else next(iter(case.masks), "")
@@ -104,7 +109,7 @@ def test_recorded_is_what_passes_in_the_model(name, train, writer):
     seen = run(case, writer, train=train)
     for site, tensors in seen.items():
         for source in (site, f"grad.{site}"):
-            values = [t.grad if source != site else t.detach() for t in tensors]
+            values = [gradient_of(t) if source != site else t.detach() for t in tensors]
             assert all(bool(v.abs().sum() > 0) for v in values), source
             mask = masks_of(case, site, values[0].shape[1])
             for i, id_ in enumerate(IDS):

@@ -346,6 +346,34 @@ def test_gradient_checkpointing_records_once(make_model, make_waves, make_writer
         np.testing.assert_allclose(writer.samples["1"][key], expected, rtol=0, atol=1e-5 * scale)
 
 
+def test_forward_stops_above_the_deepest_recorded_module(make_model, make_waves, make_writer):
+    loaded = make_model(ADAPTER)
+    features = loaded.features(make_waves(2))
+    sites = {"resid_post": SiteRequest(layers=(0, 1)), "lora_a.v_proj": SiteRequest(layers=(1,))}
+    reached = []
+    for i, layer in enumerate(loaded.model.encoder.layers):
+        layer.register_forward_pre_hook(lambda _m, _a, i=i: reached.append(i))
+    whole, short = make_writer(), make_writer()
+    with torch.no_grad(), Recorder(loaded.model, whole, sites=sites) as recorder:
+        with recorder.batch(["a", "b"]):
+            loaded.model(features)
+        assert reached == [0, 1, 2, 3]
+    reached.clear()
+    recorder = Recorder(loaded.model, short, sites=sites)
+    with recorder:
+        for ids in (["a", "b"], ["c", "d"]):
+            with recorder.batch(ids):
+                recorder.forward(features)
+    assert reached == [0, 1, 0, 1]
+    for name, expected in whole.samples["b"].items():
+        np.testing.assert_array_equal(short.samples["b"][name], expected)
+    with recorder, pytest.raises(CaptureError, match=r"outside recorder\.batch"):
+        recorder.forward(features)
+    backward = Recorder(loaded.model, short, sites=sites, gradients=["embed"])
+    with backward, pytest.raises(CaptureError, match="records no gradients"):
+        backward.forward(features)
+
+
 def test_a_shared_module_is_refused(make_model, make_waves, writer):
     loaded = make_model()
     loaded.model.encoder.layers[2] = loaded.model.encoder.layers[1]
