@@ -12,7 +12,7 @@ import numpy as np
 
 from ..store import Output, create_store, open_store
 from .capturing import Pass, capture_segments
-from .conditions import Condition, fingerprint, wanted_sites
+from .conditions import Condition, condition_products, fingerprint, wanted_sites
 from .lora import adapter_scaling, attach_adapter, extract_weights, restore_weights
 from .metrics import Scores, score
 from .models import LoadedModel, load_model
@@ -119,6 +119,7 @@ def _open_writer(context: RunContext, prepared: PreparedCondition, loaded: Loade
         context.store_path,
         capture=condition.name,
         sites=store_sites(recorded),
+        products=condition_products(loaded.model, loaded.family, config, recorded),
         outputs=[Output("logits", (len(table.corpus.labels),)), Output("loss")],
         config=fingerprint(
             config,

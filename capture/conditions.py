@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .config_models import ADAPTER_SITES
 from .errors import ConfigError
+from .factored import find_products, stored_part
 from .sites import RecordedSite, SiteRequest, resolve_sites
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from ..store import Product
     from .config_models import CaptureConfig, CaptureSpec, SiteOptions
     from .families import Family
     from .split import Split
@@ -72,7 +74,10 @@ def wanted_sites(
             if condition.spec.adapter is not None or name.split(".")[0] not in ADAPTER_SITES
         }
 
-    return choose(record.sites, gradient=False), choose(record.gradients, gradient=True)
+    sites = choose(record.sites, gradient=False)
+    if record.lora_b == "factored":
+        sites = stored_part(sites)
+    return sites, choose(record.gradients, gradient=True)
 
 
 def _request(options: SiteOptions) -> SiteRequest:
@@ -101,6 +106,27 @@ def condition_sites(
     except ConfigError as error:
         msg = f"captures.{condition.name}: {error}"
         raise ConfigError(msg) from error
+
+
+def condition_products(
+    model: nn.Module,
+    family: Family,
+    config: CaptureConfig,
+    recorded: Sequence[RecordedSite],
+) -> list[Product]:
+    """Return the B outputs of one condition that are stored as factors; none without an adapter.
+
+    Raises
+    ------
+    ConfigError
+        The rows of A that they follow from are not recorded.
+    """
+    if config.record.lora_b != "factored":
+        return []
+    record = config.record
+    names = [n for n in record.sites if n.split(".")[0] == "lora_b"]
+    wanted = [n for n in names if record.options(n).frames != "none"]
+    return find_products(model, family, wanted, recorded)
 
 
 def fingerprint(

@@ -229,10 +229,10 @@ class RecordConfig(Section):
     """Means over frames written beside the rows, in float32."""
     dtype: _RowDtype = "bfloat16"
     """Storage dtype of rows."""
-    lora_b: Annotated[
-        str, Strict(), choice("dense", what="storage of lora_b", later=("factored",))
-    ] = "dense"
-    """How B outputs are stored."""
+    lora_b: Annotated[str, Strict(), choice("dense", "factored", what="storage of lora_b")] = (
+        "dense"
+    )
+    """How rows of B outputs are stored: ``dense``, or ``factored`` as those of A and the matrix."""
 
     def options(self, site: str, *, gradient: bool = False) -> SiteOptions:
         """Options of one site with the gaps filled from the section.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .conditions import Condition, condition_sites, order_conditions
+from .conditions import Condition, condition_products, condition_sites, order_conditions
 from .corpora import load_corpus
 from .errors import DataError
 from .lora import attach_adapter
@@ -90,4 +90,6 @@ def _resolve(
     model, family, _ = build_shape(config.model, n_labels)
     if condition.spec.adapter is not None:
         attach_adapter(model, family, condition.spec.adapter, seed=config.seed)
-    return condition_sites(model, family, config, condition)
+    recorded = condition_sites(model, family, config, condition)
+    condition_products(model, family, config, recorded)  # refuses what could not be read back
+    return recorded

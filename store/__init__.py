@@ -25,6 +25,7 @@ from .errors import UnsealedStoreError as UnsealedStoreError
 from .layout import Output as Output
 from .layout import SampleRows as SampleRows
 from .layout import Site as Site
+from .products import Product as Product
 from .reader import Store as Store
 from .reader import open_store as open_store
 from .repair import RepairReport as RepairReport

@@ -14,6 +14,7 @@ from .definition import CaptureDefinition
 from .errors import DamagedStoreError, MissingSiteError
 from .layout import Output, Site
 from .parameters import Parameters
+from .products import Product, product_site
 from .records import RecordLog
 from .segments import SegmentIndex, SegmentReader
 
@@ -57,6 +58,7 @@ class Capture:
         self.segments = SegmentIndex(definition, log)
         self._reader = SegmentReader(root, definition)
         self._sites = {(site.kind, site.name): site for site in definition.sites}
+        self._products = {product.name: product for product in definition.products}
 
     @property
     def attrs(self) -> dict[str, Any]:
@@ -75,7 +77,13 @@ class Capture:
 
     @property
     def sites(self) -> dict[str, SiteInfo]:
-        """Row sites by name."""
+        """Row sites by name, those that follow from others (`Product`) included."""
+        made = [self._made(product) for product in self._products.values()]
+        return self.stored_sites | {site.name: _info(site) for site in made}
+
+    @property
+    def stored_sites(self) -> dict[str, SiteInfo]:
+        """Row sites whose rows are on the disk, by name."""
         return {s.name: _info(s) for s in self.definition.sites if s.kind == "row"}
 
     @property
@@ -154,10 +162,20 @@ class Capture:
         DamagedStoreError
             If a checksum differs from the commit record.
         """
-        return widen(self.read_stored(site, layer, samples))
+        product = self._products.get(site)
+        if product is None:
+            return widen(self.read_stored(site, layer, samples))
+        position = self._position(self._made(product), layer)
+        rows = self.read_rows(product.source, layer, samples)
+        return rows @ self._matrix(product, position, rows.shape[1]).T
 
     def read_stored(self, site: str, layer: int | None, samples: slice = slice(None)) -> np.ndarray:
-        """Return what `read_rows` returns, in the storage type (bfloat16, float16, …)."""
+        """Return what `read_rows` returns, in the storage type (bfloat16, float16, …).
+
+        Of a product, which is stored nowhere, the float32 values.
+        """
+        if site in self._products:
+            return self.read_rows(site, layer, samples)
         spec = self._site("row", site)
         window = self.segments.window(samples, spec.stream)
         return self._reader.rows(spec, self._position(spec, layer), window)
@@ -191,10 +209,24 @@ class Capture:
     def _site(self, kind: str, name: str) -> Site:
         site = self._sites.get((kind, name))
         if site is None:
-            known = [s.name for s in self.definition.sites if s.kind == kind]
+            known = list(self.sites if kind == "row" else self.pooled)
             what = "site" if kind == "row" else "pooled site"
             raise MissingSiteError(self._absent(what, name, known))
         return site
+
+    def _made(self, product: Product) -> Site:
+        return product_site(product, self._site("row", product.source))
+
+    def _matrix(self, product: Product, position: int, rank: int) -> np.ndarray:
+        name = product.parameters[position]
+        matrix = widen(self.parameters[name])
+        if matrix.shape != (product.width, rank):
+            msg = (
+                f"parameter {name!r} of capture {self.name!r} has shape {matrix.shape}, but "
+                f"{product.name} needs [{product.width}, {rank}]"
+            )
+            raise DamagedStoreError(msg)
+        return matrix
 
     def _position(self, site: Site, layer: int | None) -> int:
         label = -1 if layer is None else layer

@@ -25,6 +25,7 @@ from .errors import ConfigMismatchError, SampleError, StoreSpaceError
 from .files import disk_errors, exclusive_lock
 from .guard import BrokenRule, parse_json
 from .layout import COMMITS, Output, SampleRows, Site, check_name
+from .products import Product, check_product
 from .profiles import ProfileName, check_profile
 from .ranks import Rank, join_ranks
 from .records import RecordLog
@@ -40,6 +41,7 @@ def create_store(  # noqa: PLR0913 - everything after the sites is optional and 
     capture: str,
     sites: Sequence[Site],
     outputs: Sequence[Output] = (),
+    products: Sequence[Product] = (),
     config: Mapping[str, Any] | None = None,
     attrs: Mapping[str, Any] | None = None,
     plan: Sequence[SampleRows] | None = None,
@@ -68,6 +70,8 @@ def create_store(  # noqa: PLR0913 - everything after the sites is optional and 
         What will be recorded, row sites and pooled sites.
     outputs
         Values per sample (logits, loss).
+    products
+        Row sites that follow from recorded ones and parameters, and are not stored.
     config
         JSON-able: all that determines the values. Another one for an existing capture is refused.
     attrs
@@ -140,6 +144,7 @@ def create_store(  # noqa: PLR0913 - everything after the sites is optional and 
         planned_sizes=tuple(map(len, segments)),
         planned_last=_last_used(segments),
         profile=chosen,
+        products=tuple(products),
     )
     place = Rank(rank, ranks)
     if place.of > 1 and plan is None:
@@ -245,6 +250,8 @@ def _check_sites(sites: Sequence[Site]) -> None:
 def _check_definition(definition: CaptureDefinition) -> None:
     """Refuse to write what no reader would accept."""
     try:
+        for product in definition.products:
+            check_product(product.to_dict(), [site.to_dict() for site in definition.sites])
         check_limits(definition)
         parse_json(definition.metadata())
     except BrokenRule as error:

@@ -20,6 +20,7 @@ from .layout import (
     group_metadata,
     numpy_dtype,
 )
+from .products import Product
 from .profiles import ChunkCodec, ProfileName, check_profile, chunk_codec
 
 
@@ -52,6 +53,8 @@ class CaptureDefinition:
     """Slots used in the last planned segment: `{"sample": n, <stream>: rows}`."""
     profile: ProfileName = "fast"
     """How the values of sites are stored."""
+    products: tuple[Product, ...] = ()
+    """Row sites that follow from stored ones."""
 
     @property
     def root(self) -> str:
@@ -72,24 +75,29 @@ class CaptureDefinition:
         """Return the attributes of the capture's Zarr group."""
         # absent where it is the default, so that stores without the attribute mean the same
         profile = {} if self.profile == "fast" else {"profile": self.profile}
-        return profile | {
-            "element": "capture",
-            "version": 1,
-            "sites": [site.to_dict() for site in self.sites],
-            "outputs": [output.to_dict() for output in self.outputs],
-            "segment_rows": self.shape.rows,
-            "segment_samples": self.shape.samples,
-            "plan": None
-            if self.plan is None
-            else {
-                "sha256": self.plan,
-                "segments": list(self.planned_sizes),
-                "last": dict(self.planned_last or {}),
-            },
-            "config": dict(self.config),
-            "config_digest": self.config_digest,
-            "attrs": dict(self.attrs),
-        }
+        products = {"products": [p.to_dict() for p in self.products]} if self.products else {}
+        return (
+            profile
+            | products
+            | {
+                "element": "capture",
+                "version": 1,
+                "sites": [site.to_dict() for site in self.sites],
+                "outputs": [output.to_dict() for output in self.outputs],
+                "segment_rows": self.shape.rows,
+                "segment_samples": self.shape.samples,
+                "plan": None
+                if self.plan is None
+                else {
+                    "sha256": self.plan,
+                    "segments": list(self.planned_sizes),
+                    "last": dict(self.planned_last or {}),
+                },
+                "config": dict(self.config),
+                "config_digest": self.config_digest,
+                "attrs": dict(self.attrs),
+            }
+        )
 
     def metadata(self) -> bytes:
         """Return the bytes of the capture's `zarr.json`."""
@@ -120,6 +128,7 @@ class CaptureDefinition:
                 planned_sizes=tuple(plan.get("segments", ())),
                 planned_last=plan.get("last"),
                 profile=check_profile(attributes.get("profile", "fast")),
+                products=tuple(map(Product.from_dict, attributes.get("products", ()))),
             )
             check_limits(definition)
             same = definition.config_digest == attributes["config_digest"]

@@ -23,6 +23,7 @@ from .guard import (
     whole,
 )
 from .layout import SITE_DTYPES
+from .products import MAX_PRODUCTS, check_product
 from .profiles import PROFILES, WIDENED
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ def check_attributes(value: object) -> Mapping[str, Any]:
     for site in items(attributes.get("sites"), "sites", MAX_SITES):
         _check_site(site)
     require(attributes["sites"], "there are no sites")
+    for product in items(attributes.get("products", []), "products", MAX_PRODUCTS):
+        check_product(product, attributes["sites"])
     for output in items(attributes.get("outputs"), "outputs", MAX_SITES):
         require(table(output, "an output").keys() == _OUTPUT_KEYS, "an output has other fields")
         name(output["name"], "an output")
@@ -110,8 +113,10 @@ def check_limits(definition: CaptureDefinition) -> None:
         Names the array and the limit.
     """
     rows, samples = definition.shape.rows, definition.shape.samples
+    made = [product.name for product in definition.products]
     for kind in ("row", "sample"):
-        no_twins([s.name for s in definition.sites if s.kind == kind], "sites")
+        names = [s.name for s in definition.sites if s.kind == kind]
+        no_twins(names + made if kind == "row" else names, "sites")
     no_twins([output.name for output in definition.outputs], "outputs")
     no_twins(definition.streams, "streams")
     segments = max(1, len(definition.planned_sizes))

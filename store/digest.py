@@ -49,7 +49,7 @@ def _capture_leaves(capture: Capture) -> Iterator[bytes]:
 
 
 def _row_leaves(capture: Capture, ids: list[str]) -> Iterator[bytes]:
-    for site in capture.sites.values():
+    for site in capture.stored_sites.values():
         counts = capture.row_counts(site.stream)
         for layer in site.layers or (None,):
             for window in _windows(capture):

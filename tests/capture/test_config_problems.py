@@ -52,7 +52,7 @@ record:
   sites: [embed, resid_pots]
   layers: [0, 0]
   frames: every:0
-  lora_b: factored
+  lora_b: halved
   lora_b: dense
 """
     assert problems(write(text)) == [
@@ -82,8 +82,8 @@ record:
         "run.yaml:16:11: record.layers: 0 is listed twice",
         "run.yaml:17:11: record.frames: expected valid, all, none or every:K (K >= 1), got the "
         "text 'every:0'",
-        "run.yaml:18:11: record.lora_b: storage of lora_b 'factored' is not in this version, "
-        "which offers dense",
+        "run.yaml:18:11: record.lora_b: unknown storage of lora_b 'halved' (known: dense, "
+        "factored)",
         "run.yaml:19:3: duplicate key 'lora_b', first used in line 18",
     ]
 

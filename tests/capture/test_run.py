@@ -450,3 +450,29 @@ def test_devices_and_paths_are_checked(tmp_path):
         with pytest.raises(ModelError, match="sees no CUDA device"):
             run_capture(config, store_path=tmp_path / "x.zarr", device="cuda")
     assert not (tmp_path / "x.zarr").exists()
+
+
+def test_factored_b_outputs_read_like_dense_ones(run, tmp_path):
+    dense = run[2]
+    config = config_of(tmp_path, "record.lora_b=factored", "record.gradients=[]")
+    run_capture(config, store_path=tmp_path / "f.zarr")
+    store = open_store(tmp_path / "f.zarr")
+    capture = store.capture("lora")
+    assert "lora_b.v_proj" in capture.sites
+    assert not (tmp_path / "f.zarr/captures/lora/sites/lora_b.v_proj").exists()
+    # pools are small, and stay what the model gave, bit for bit
+    pool = "lora_b.v_proj.mean_valid"
+    expected = dense.capture("lora").read_pooled(pool, 3)
+    np.testing.assert_array_equal(capture.read_pooled(pool, 3), expected)
+    for layer in range(4):
+        own = dense.capture("lora").read_rows("lora_b.v_proj", layer)
+        got = capture.read_rows("lora_b.v_proj", layer)
+        # 4 float32 products in another order
+        np.testing.assert_allclose(got, own, atol=1e-6 * np.abs(own).max())
+    assert "lora_b.v_proj" not in store.capture("frozen").sites
+
+
+def test_factored_b_outputs_need_the_rows_of_a(tmp_path):
+    config = config_of(tmp_path, "record.lora_b=factored", "record.sites=[lora_b]")
+    with pytest.raises(ConfigError, match=r"rows of lora_a\.v_proj and B.*Add lora_a"):
+        plan_capture(config)
