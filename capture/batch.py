@@ -11,6 +11,7 @@ import torch
 from .errors import CaptureError
 from .pooling import FinalNorm, Selection
 from .sites import RecordedSite
+from .transfer import HostCopies
 
 TORCH_DTYPES = {
     "float32": torch.float32,
@@ -46,6 +47,10 @@ class BatchBuffer:
         Kept rows and valid frames of this batch.
     norm
         The final norm, for ``mean_all_normed``; None where the stream has none.
+    device
+        Where the batch is computed: rows wait in pinned memory if that is no CPU.
+    copies
+        The copies of the recorder.
     """
 
     def __init__(
@@ -54,15 +59,22 @@ class BatchBuffer:
         stream: str,
         selection: Selection,
         norm: FinalNorm | None,
+        *,
+        device: torch.device,
+        copies: HostCopies,
     ) -> None:
         self._sites = {i: site for i, site in enumerate(recorded) if site.stream == stream}
         self._selection = selection
         self._norm = norm
+        self._copies = copies
+        self._overflows: list[tuple[int, int, torch.Tensor]] = []
         # one array [layer, row, feature] a site, the rows of one sample after those of the other:
         # what the writer will own
         self._rows = {
             index: torch.empty(
-                (len(site.taps), sum(selection.counts), site.width), dtype=TORCH_DTYPES[site.dtype]
+                (len(site.taps), sum(selection.counts), site.width),
+                dtype=TORCH_DTYPES[site.dtype],
+                pin_memory=device.type == "cuda",
             )
             for index, site in self._sites.items()
             if site.has_rows
@@ -118,15 +130,31 @@ class BatchBuffer:
         return self._norm.mean_all_normed(x)
 
     def _keep(self, index: int, position: int, x: torch.Tensor) -> None:
-        site, kept = self._sites[index], self._rows[index][position]
-        self._selection.copy_rows(x, kept)
-        if kept.dtype is torch.float16 and not bool(torch.isfinite(kept).all()):
+        kept = self._rows[index][position]
+        if x.is_cpu:
+            rows = kept
+            self._selection.copy_rows(x, kept)
+        else:
+            rows = self._selection.take_rows(x, kept.dtype)
+            self._copies.start(rows, kept)
+        if kept.dtype is torch.float16:
+            self._overflows.append((index, position, ~torch.isfinite(rows).all()))
+            if x.is_cpu:
+                self._check_overflow()
+
+    def _check_overflow(self) -> None:
+        """Refuse float16 rows that are not finite; on a device, only when the batch is over."""
+        for index, position, found in self._overflows:
+            if not bool(found):
+                continue
+            site = self._sites[index]
             layer = "" if site.layers is None else f" of layer {site.layers[position]}"
             msg = (
                 f"{site.name}{layer} holds values that float16 cannot (beyond 65504). "
                 "Record with dtype: bfloat16 or float32."
             )
             raise CaptureError(msg)
+        self._overflows.clear()
 
     @property
     def n_missing(self) -> int:
@@ -148,6 +176,8 @@ class BatchBuffer:
         Rows are [layer, row, feature], pools [layer, sample, feature]; without the layer axis for
         sites without layers.
         """
+        self._copies.wait()
+        self._check_overflow()
         arrays: dict[str, np.ndarray] = {}
         for index, site in self._sites.items():
             at = slice(None) if site.layers is not None else 0

@@ -14,6 +14,7 @@ from .batch import BatchBuffer, to_numpy
 from .errors import CaptureError
 from .pooling import FinalNorm, select
 from .sites import RecordedSite, row_frames
+from .transfer import HostCopies
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,8 @@ class OpenBatch:
         The recorded sites.
     norms
         Stream to its final norm.
+    copies
+        What brings rows from a device to the host.
     info
         The samples; None where nothing names them, and `number_from` numbers them.
     number_from
@@ -62,11 +65,12 @@ class OpenBatch:
         self,
         recorded: Sequence[RecordedSite],
         norms: Mapping[str, FinalNorm],
+        copies: HostCopies,
         *,
         info: SampleInfo | None,
         number_from: int = 0,
     ) -> None:
-        self._recorded, self._norms = recorded, norms
+        self._recorded, self._norms, self._copies = recorded, norms, copies
         self._info = info
         self._number_from = number_from
         self._buffers: dict[str, BatchBuffer] = {}
@@ -124,7 +128,14 @@ class OpenBatch:
         selection = select(mask, frames)
         if frames != "none":
             self._positions[stream] = selection.positions
-        buffer = BatchBuffer(self._recorded, stream, selection, self._norms.get(stream))
+        buffer = BatchBuffer(
+            self._recorded,
+            stream,
+            selection,
+            self._norms.get(stream),
+            device=tensor.device,
+            copies=self._copies,
+        )
         self._buffers[stream] = buffer
         return buffer
 

@@ -81,19 +81,14 @@ class Selection:
         return found
 
     def copy_rows(self, x_btd: torch.Tensor, out_nd: torch.Tensor) -> None:
-        """Copy the kept rows, sample after sample, into `out_nd` on the CPU, in its dtype.
-
-        On the CPU each sample is cast on its way, with one copy. On a device, selection and cast
-        happen there, before the transfer.
-        """
-        if not x_btd.is_cpu:
-            flat = x_btd.reshape(-1, x_btd.shape[-1]).index_select(
-                0, self._on("index_n", x_btd.device)
-            )
-            out_nd.copy_(flat.to(out_nd.dtype))
-            return
+        """Copy the kept rows of a tensor on the CPU, cast on their way, sample after sample."""
         for x_td, kept, out in zip(x_btd, self.positions, out_nd.split(self.counts), strict=True):
             out.copy_(_take(x_td, kept))
+
+    def take_rows(self, x_btd: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Return the kept rows [n, d], selected and cast on the device of the tensor."""
+        index = self._on("index_n", x_btd.device)
+        return x_btd.reshape(-1, x_btd.shape[-1]).index_select(0, index).to(dtype)
 
     def mean_valid(self, x_btd: torch.Tensor) -> torch.Tensor:
         """Return the mean over valid frames, float32 [b, d], from float32 values."""

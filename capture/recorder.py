@@ -25,6 +25,7 @@ from .places import OWN_STREAM
 from .pooling import final_norms
 from .sites import POOLS, RecordedSite, SiteRequest, resolve_sites, store_sites
 from .streams import find_streams
+from .transfer import HostCopies
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -143,6 +144,7 @@ class Recorder:
         streams = find_streams(self._model, self.family)
         self._streams = [stream.name for stream in streams] or [OWN_STREAM]
         self._stops = False
+        self._copies = HostCopies()
         self._writer: Any = None
         self._numbered = 0
         self._open: OpenBatch | None = None
@@ -208,7 +210,7 @@ class Recorder:
             raise CaptureError(msg)
         masks = self._masks(mask)
         info = SampleInfo(list(ids), labels, groups or {}, columns or {}, exposed, masks)
-        self._open = OpenBatch(self.recorded, self._norms, info=info)
+        self._open = OpenBatch(self.recorded, self._norms, self._copies, info=info)
         try:
             yield self
             self._open.finish(self._writer)
@@ -290,7 +292,11 @@ class Recorder:
         batch = self._open
         if batch is None or not (batch.explicit or self._gradients):
             batch = self._open = OpenBatch(
-                self.recorded, self._norms, info=None, number_from=self._numbered
+                self.recorded,
+                self._norms,
+                self._copies,
+                info=None,
+                number_from=self._numbered,
             )
         elif batch.forward_ran and not batch.backward_running:
             msg = (
