@@ -79,6 +79,8 @@ class BatchBuffer:
             for index, site in self._sites.items()
             if site.has_rows
         }
+        # views of the layers, made at once: one by one they would cost as much as the copies
+        self._layers = {index: rows.unbind(0) for index, rows in self._rows.items()}
         self._pools: dict[tuple[int, int, str], torch.Tensor] = {}
         self._taken: set[tuple[int, int]] = set()
 
@@ -86,7 +88,6 @@ class BatchBuffer:
         """Whether this tensor was taken already."""
         return (index, position) in self._taken
 
-    @torch.no_grad()
     def put(self, index: int, position: int, tensor: torch.Tensor) -> None:
         """Take one tensor of site `index`, layer number `position`.
 
@@ -97,7 +98,7 @@ class BatchBuffer:
         if site.kind == "heads":
             x = _rows_of_heads(x, site)
         expected = (*self._selection.shape, site.width)
-        if tuple(x.shape) != expected:
+        if x.shape != expected:
             msg = (
                 f"{site.name} has shape {tuple(x.shape)}, but (samples, frames, features) of "
                 f"this batch are {expected}; a mask must have one entry a frame."
@@ -109,7 +110,6 @@ class BatchBuffer:
             self._pools[index, position, pool] = self._pooled(pool, x)
         self._taken.add((index, position))
 
-    @torch.no_grad()
     def put_weight(
         self, index: int, position: int, given_bti: torch.Tensor, gradient_bto: torch.Tensor
     ) -> None:
@@ -118,7 +118,7 @@ class BatchBuffer:
         For y = x W' it is the sum over all frames of the outer products of g(y) and x: exact, and
         what autograd would give for W on a batch of that sample alone.
         """
-        given, gradient = given_bti.detach().float(), gradient_bto.float()
+        given, gradient = given_bti.detach().float(), gradient_bto.detach().float()
         weight_boi = torch.bmm(gradient.transpose(1, 2), given)
         self._pools[index, position, WEIGHT] = weight_boi.flatten(1)
         self._taken.add((index, position))
@@ -130,7 +130,7 @@ class BatchBuffer:
         return self._norm.mean_all_normed(x)
 
     def _keep(self, index: int, position: int, x: torch.Tensor) -> None:
-        kept = self._rows[index][position]
+        kept = self._layers[index][position]
         if x.is_cpu:
             rows = kept
             self._selection.copy_rows(x, kept)

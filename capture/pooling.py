@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,7 +54,7 @@ def prefix_mask(counts: Sequence[int], frames: int) -> np.ndarray:
     return np.arange(frames)[None, :] < np.asarray(counts)[:, None]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Selection:
     """The kept rows and the valid frames of one batch."""
 
@@ -80,10 +81,26 @@ class Selection:
             self._on_device[name, device] = found
         return found
 
+    @cached_property
+    def _runs(self) -> list[tuple[int, slice | torch.Tensor, slice]] | None:
+        """For each sample its kept frames and where they go; None if all frames are kept."""
+        n_samples, n_frames = self.shape
+        if len(self.index_n) == n_samples * n_frames:
+            return None
+        runs, first = [], 0
+        for sample, kept in enumerate(self.positions):
+            runs.append((sample, _frames(kept), slice(first, first + len(kept))))
+            first += len(kept)
+        return runs
+
     def copy_rows(self, x_btd: torch.Tensor, out_nd: torch.Tensor) -> None:
-        """Copy the kept rows of a tensor on the CPU, cast on their way, sample after sample."""
-        for x_td, kept, out in zip(x_btd, self.positions, out_nd.split(self.counts), strict=True):
-            out.copy_(_take(x_td, kept))
+        """Copy the kept rows of a tensor on the CPU, cast on their way, with one copy each."""
+        runs = self._runs
+        if runs is None:
+            out_nd.view(x_btd.shape).copy_(x_btd)
+            return
+        for sample, frames, rows in runs:
+            out_nd[rows].copy_(x_btd[sample, frames])
 
     def take_rows(self, x_btd: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Return the kept rows [n, d], selected and cast on the device of the tensor."""
@@ -96,10 +113,11 @@ class Selection:
         return torch.bmm(weights[:, None, :], x_btd.float()).squeeze(1)
 
 
-def _take(x_td: torch.Tensor, kept: np.ndarray) -> torch.Tensor:
+def _frames(kept: np.ndarray) -> slice | torch.Tensor:
+    """Return what indexes the kept frames: a slice where they follow each other, for a view."""
     if len(kept) and kept[-1] - kept[0] + 1 == len(kept):
-        return x_td[int(kept[0]) : int(kept[-1]) + 1]
-    return x_td.index_select(0, torch.from_numpy(kept))
+        return slice(int(kept[0]), int(kept[-1]) + 1)
+    return torch.from_numpy(kept)
 
 
 def select(mask_bt: np.ndarray, frames: str) -> Selection:
