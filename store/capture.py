@@ -122,13 +122,18 @@ class Capture:
         """The table of samples, in the order of recording."""
         import pandas as pd
 
+        return pd.DataFrame(self.sample_columns)
+
+    @cached_property
+    def sample_columns(self) -> dict[str, np.ndarray | list[str]]:
+        """The columns of `samples` by name."""
         columns = self.definition.fixed_columns() | self.segments.columns
         data = {name: self._column(name, dtype) for name, dtype in columns.items()}
         for name, committed in self.segments.derived_columns().items():
             if list(data[name]) != committed:
                 msg = f"column {name!r} of capture {self.name!r} is not what was committed"
                 raise DamagedStoreError(msg)
-        return pd.DataFrame(data)
+        return data
 
     def __len__(self) -> int:
         """Return the number of samples."""

@@ -58,15 +58,30 @@ def expected_metadata(
         definition = capture.definition
         for group in definition.groups()[1:]:
             yield Expected(f"{group}/zarr.json", group_metadata({}), (), name)
-        specs = [definition.layer_spec(site) for site in definition.sites]
-        specs += [
-            definition.parameter_spec(parameter, value["shape"], value["dtype"])
-            for parameter, value in capture.parameters.described.items()
-        ]
-        for spec in specs:
+        for spec in _whole_arrays(capture):
             yield Expected(f"{spec.path}/zarr.json", spec.metadata(), (), name)
         for spec in definition.segmented_arrays(capture.segments.columns):
             yield _segmented(root, capture, spec, sealed=sealed)
+
+
+def metadata_paths(captures: Mapping[str, Capture]) -> set[str]:
+    """Return the paths of what `expected_metadata` yields."""
+    paths = {"captures/zarr.json"}
+    for capture in captures.values():
+        definition = capture.definition
+        specs = _whole_arrays(capture) + definition.segmented_arrays(capture.segments.columns)
+        nodes = definition.groups()[1:] + [spec.path for spec in specs]
+        paths.update(f"{node}/zarr.json" for node in nodes)
+    return paths
+
+
+def _whole_arrays(capture: Capture) -> list[ArraySpec]:
+    """Return the specs of the arrays that are not cut into segments."""
+    definition = capture.definition
+    return [definition.layer_spec(site) for site in definition.sites] + [
+        definition.parameter_spec(name, value["shape"], value["dtype"])
+        for name, value in capture.parameters.described.items()
+    ]
 
 
 def committed_size(capture: Capture, spec: ArraySpec) -> int:
@@ -89,11 +104,13 @@ def _segmented(root: Path, capture: Capture, spec: ArraySpec, *, sealed: bool) -
     if sealed:
         return Expected(path, trimmed, (), capture.name)
     if capture.definition.plan is not None:
-        planned = spec.metadata(capture.definition.planned_size(spec))
+        length = capture.definition.planned_size(spec)
+        planned = trimmed if length == size else spec.metadata(length)
         return Expected(path, planned, (trimmed,), capture.name)
     try:
-        published = json.loads(read_file(root / path))["shape"][spec.cut_axis]
-        if type(published) is int and 0 <= published <= size:
+        content = read_file(root / path)
+        published = size if content == trimmed else json.loads(content)["shape"][spec.cut_axis]
+        if type(published) is int and 0 <= published < size:
             also.append(spec.metadata(published))
     except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
         pass

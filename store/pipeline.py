@@ -59,9 +59,11 @@ class Pipeline:
             self._raise_error()
             self._in_flight += n_bytes
             if not self._started:
-                self._started = True
+                # A signal may come between two of them; who goes on then starts the rest.
                 for thread in self._threads:
-                    thread.start()
+                    if not thread.is_alive():
+                        thread.start()
+                self._started = True
         self._queues[lane].put((job, n_bytes))
 
     def check(self) -> None:
@@ -78,8 +80,9 @@ class Pipeline:
         """Let the queued jobs end and stop the threads; errors stay readable by `check`."""
         for lane in self._queues:
             lane.put(None)
-        for thread in self._threads if self._started else []:
-            thread.join()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
 
     def abandon(self) -> None:
         """Skip what is still queued; the error of `check` says that the work was abandoned."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from .creation import clear_folder
 from .damage import FileChecker
 from .errors import DamagedStoreError, IncompleteCaptureError
-from .expected import expected_metadata, sealed_root
+from .expected import expected_metadata, metadata_paths, sealed_root
 from .files import (
     disk_errors,
     exclusive_lock,
@@ -166,7 +166,7 @@ def _sweep(store: Store) -> None:
     captures = {name: store.capture(name) for name in store.captures}
     named = {entry.path for record in store.log.records for entry in record.files}
     named |= {f"{COMMITS}/{name}" for name in store.log.names}
-    named |= {e.path for e in expected_metadata(root, captures, sealed=True)}
+    named |= metadata_paths(captures)
     clear_folder(root / STAGING)
     doomed = sorted(scan_committed(root).entries - named)
     for path in doomed:

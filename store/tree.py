@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,31 +44,34 @@ def scan(root: Path, *below: str, without: tuple[str, ...] = ()) -> Tree:
         Paths of entries that are left out, with all that is in them.
     """
     tree = Tree()
-    left = [*below] or [""]
+    left = deque(folder for folder in below or [""] if _is_folder(root / folder, folder))
     while left:
-        folder = left.pop(0)
-        if not (root / folder).is_dir() or (folder and (root / folder).is_symlink()):
-            continue
-        with os.scandir(root / folder) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                path = f"{folder}/{entry.name}" if folder else entry.name
-                if path in without or (folder == COMMITS and entry.name.endswith(".lock")):
-                    continue
-                if entry.is_dir(follow_symlinks=False) and path.count("/") < MAX_DEPTH:
-                    tree.folders.append(path)
-                    left.append(path)
-                elif _is_lock(path) and entry.is_file(follow_symlinks=False):
-                    continue  # its content is for people, and it comes and goes
-                elif entry.is_file(follow_symlinks=False):
-                    tree.files[path] = entry.stat(follow_symlinks=False).st_size
-                else:
-                    tree.odd.append(path)
+        folder = left.popleft()
+        for entry in _entries(f"{root}/{folder}"):
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            if path in without or (folder == COMMITS and entry.name.endswith(".lock")):
+                continue  # the content of a lock is for people, and it comes and goes
+            if entry.is_dir(follow_symlinks=False) and path.count("/") < MAX_DEPTH:
+                tree.folders.append(path)
+                left.append(path)
+            elif entry.is_file(follow_symlinks=False):
+                tree.files[path] = entry.stat(follow_symlinks=False).st_size
+            else:
+                tree.odd.append(path)
     return tree
 
 
-def _is_lock(path: str) -> bool:
-    folder, _, name = path.rpartition("/")
-    return folder == COMMITS and name.endswith(".lock")
+def _is_folder(path: Path, below: str) -> bool:
+    """Whether a folder is there; only the root itself may be a link."""
+    return path.is_dir() and not (below and path.is_symlink())
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return []  # another process has removed it since it was seen
 
 
 def scan_committed(root: Path) -> Tree:

@@ -9,7 +9,7 @@ from pathlib import Path
 from .consistency import read_definition
 from .damage import Damage, FileChecker, Level
 from .errors import DamagedStoreError, InvalidStoreError, RecordVersionError, UnsealedStoreError
-from .expected import expected_metadata, root_metadata, sealed_root
+from .expected import expected_metadata, metadata_paths, root_metadata, sealed_root
 from .files import is_locked, read_file
 from .inside import tree_faults
 from .layout import COMMITS, LOCK, MANIFEST, MAX_METADATA_BYTES, STAGING
@@ -254,5 +254,4 @@ def _named(store: Store) -> set[str]:
     captures = {name: store.capture(name) for name in store.captures}
     named = {entry.path for record in store.log.records for entry in record.files}
     named |= {f"{COMMITS}/{name}" for name in store.log.names}
-    sealed = store.state == "sealed"
-    return named | {e.path for e in expected_metadata(store.path, captures, sealed=sealed)}
+    return named | metadata_paths(captures)

@@ -46,10 +46,10 @@ def amount() -> Amount:
 
 
 @pytest.fixture
-def ram(tmp_path: Path) -> Iterator[Path]:
+def ram(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder in memory where the system has one: these proofs make some 100,000 files."""
     if not os.access("/dev/shm", os.W_OK):
-        yield tmp_path
+        yield tmp_path_factory.mktemp("ram")
         return
     with tempfile.TemporaryDirectory(prefix="lorascope-proof-", dir="/dev/shm") as folder:
         yield Path(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -33,6 +34,30 @@ def restore(sound: Path, copy: Path) -> None:
             else:
                 shutil.copy2(sound / path, copy / path)
             _restored[path] = _facts((copy / path).lstat())
+
+
+def put_back(sound: Path, copy: Path, touched: Iterable[Path]) -> None:
+    """Make `copy` what `sound` is where only these files of it were written or removed."""
+    for target in touched:
+        path = str(target.relative_to(copy))
+        target.unlink(missing_ok=True)
+        _restored.pop(path, None)
+        if path in _contents(sound):
+            target.write_bytes(_contents(sound)[path])
+            _restored[path] = _facts(target.lstat())
+
+
+def changed(copy: Path, touched: Iterable[Path]) -> set[str]:
+    """Return what differs from the last `restore` and `put_back`, besides the files `touched`."""
+    there = scan(str(copy))
+    differ = {path for path, facts in there.items() if _restored.get(path) != facts}
+    return (differ | (_restored.keys() - there)) - {str(p.relative_to(copy)) for p in touched}
+
+
+@cache
+def _contents(sound: Path) -> dict[str, bytes]:
+    files = [path for path in _entries(sound) if (sound / path).is_file()]
+    return {path: (sound / path).read_bytes() for path in files}
 
 
 @cache

@@ -45,28 +45,39 @@ def sample(number: int) -> dict[str, Any]:
 
 def make_sound(folder: Path) -> None:
     """Make `s.zarr` (planned, unplanned and compressed captures) and `r.zarr` (results) in a folder."""
+    make_store(folder / "s.zarr", "base", "live")
+    make_results(folder / "r.zarr")
+
+
+def make_store(path: Path, *captures: str) -> None:
+    """Make a store of `base` (planned), `live` (unplanned) or both, and `packed` (compressed)."""
     plan = [SampleRows(f"utt-{n}", {"tokens": ROWS[n]}) for n in range(4)]
-    for capture, options in (
-        ("base", {"plan": plan, "segment_samples": 2}),
-        ("live", {"segment_samples": 2, "segment_rows": 16}),
-    ):
+    every: dict[str, dict[str, Any]] = {
+        "base": {"plan": plan, "segment_samples": 2},
+        "live": {"segment_samples": 2, "segment_rows": 16},
+    }
+    for capture in captures:
         with create_store(
-            folder / "s.zarr",
+            path,
             capture=capture,
             sites=SITES,
             outputs=OUTPUTS,
             config={"seed": 0, "model": {"base": "tiny"}},
-            **options,
+            **every[capture],
         ) as writer:
             writer.write_parameters({"head.weight": np.arange(12.0).reshape(3, 4)}, attrs={"a": 1})
             for number in range(4):
                 writer.append(**sample(number))
     with create_store(
-        folder / "s.zarr", capture="packed", sites=SITES[:1], profile="compact", segment_rows=16
+        path, capture="packed", sites=SITES[:1], profile="compact", segment_rows=16
     ) as writer:
         for number in range(2):
             values = sample(number)["values"]
             writer.append(f"utt-{number}", {"resid_post": values["resid_post"]})
+
+
+def make_results(path: Path) -> None:
+    """Make a store of results with every type of column."""
     entry = xr.Dataset(
         {
             "value": ("entry", np.linspace(0, 1, 3)),
@@ -76,16 +87,23 @@ def make_sound(folder: Path) -> None:
         },
         coords={"entry": np.arange(3)},
     )
-    write_results(folder / "r.zarr", {"cka": entry, "svd": entry}, attrs={"command": "analyze"})
+    write_results(path, {"cka": entry, "svd": entry}, attrs={"command": "analyze"})
 
 
 class Forge:
-    """One copy of the sound store; `root` and `results` are its folders, `outside` is not its."""
+    """One copy of the sound store; `root` and `results` are its folders, `outside` is not its.
+
+    Attributes
+    ----------
+    touched
+        Files that were written or removed.
+    """
 
     def __init__(self, root: Path, results: Path, outside: Path) -> None:
         self.root = root
         self.results = results
         self.outside = outside
+        self.touched: set[Path] = set()
 
     def put(self, path: str, content: bytes) -> None:
         """Write a file, whatever was there."""
@@ -97,6 +115,7 @@ class Forge:
     def clear(self, path: str) -> Path:
         """Remove what is at a path."""
         target = self.root / path
+        self.touched.add(target)
         if target.is_dir() and not target.is_symlink():
             shutil.rmtree(target)
         else:
@@ -130,6 +149,7 @@ class Forge:
         """
         for path in (self.root / "__commits__").glob("*.json"):
             path.unlink()
+            self.touched.add(path)
         previous: str | None = None
         for number, body in enumerate(bodies):
             body.setdefault("number", number)
@@ -139,7 +159,9 @@ class Forge:
             previous = hashlib.sha256(data).hexdigest()
             usual = f"w0-{number:06d}.json"
             last = number == len(bodies) - 1
-            (self.root / "__commits__" / (name if name and last else usual)).write_bytes(data)
+            path = self.root / "__commits__" / (name if name and last else usual)
+            path.write_bytes(data)
+            self.touched.add(path)
 
     def record(
         self,

@@ -1,7 +1,7 @@
 """The child that meets hostile stores: little memory and time, and no way out unnoticed.
 
-Run as `python -m attacks.harness FOLDER GROUP…` with `tests` on the path; prints one JSON line a
-case. A violation raises inside the code under test and is reported even if that code swallows it.
+Run as `python -m tests.attacks.harness FOLDER GROUP…`; prints one JSON line a case. A violation
+raises inside the code under test and is reported even if that code swallows it.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ from lorascope.store import (
     read_results,
     verify_store,
 )
-from lorascope.store.disk import Disk, use_disk
+from lorascope.store.disk import use_disk
 
+from ..proof.disks import QuickDisk
 from .attack import Attack
 from .copies import restore
 from .forge import OUTPUTS, SITES, Forge, make_sound, sample
@@ -53,17 +54,6 @@ class Violation(BaseException):
 
 class Hang(BaseException):
     """A case took too long."""
-
-
-class QuickDisk(Disk):
-    """Does not wait for the device: what is tested here is not durability."""
-
-    def sync(self, descriptor: int) -> None:
-        """Do nothing."""
-
-    def sync_directory(self, path: Path) -> None:
-        """Do nothing but open the folder."""
-        os.close(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW))
 
 
 class Guard:
@@ -112,17 +102,20 @@ class Guard:
         return str(real).startswith(self.folder + os.sep)
 
 
-def read_all(path: Path) -> str:
-    """Read everything that a store holds, by every way that reading has."""
+def read_all(path: Path, *, doubly: bool = True) -> str:
+    """Read everything that a store holds; `doubly`: by every way that reading has."""
     store = open_store(path)
-    len(store.samples)
+    if doubly:
+        len(store.samples)
     for name in store.captures:
         capture = store.capture(name)
         for site in capture.sites.values():
             for layer in site.layers or (None,):
-                capture.read_rows(site.name, layer)
                 capture.read_stored(site.name, layer, slice(1, 3))
-            store.dataset(capture=name, site=site.name).compute()
+                if doubly:
+                    capture.read_rows(site.name, layer)
+            if doubly:
+                store.dataset(capture=name, site=site.name).compute()
         for site in capture.pooled.values():
             for layer in site.layers or (None,):
                 capture.read_pooled(site.name, layer)
@@ -139,9 +132,9 @@ def read_all(path: Path) -> str:
     return store.content_digest()
 
 
-def write(path: Path) -> None:
-    """Continue a capture and add another one."""
-    for capture in ("live", "extra"):
+def write(path: Path, *captures: str) -> None:
+    """Continue captures, or add them; `live` is there already."""
+    for capture in captures:
         options = {"segment_samples": 2, "segment_rows": 16}
         with create_store(
             path,
@@ -203,7 +196,7 @@ def run_case(attack: Attack, sound: Path, folder: Path, guard: Guard) -> dict[st
         attempt(outcomes, "open", lambda: open_store(path).uuid)
         attempt(outcomes, "read", lambda: read_all(path))
         attempt(outcomes, "verify", lambda: verify_store(path))
-        attempt(outcomes, "write", lambda: write(path))
+        attempt(outcomes, "write", lambda: write(path, "live", "extra"))
         return outcomes
 
     outcomes = watched(guard, path, use)
@@ -236,9 +229,13 @@ def _alarm(_number: int, _frame: object) -> Never:
     raise Hang(msg)
 
 
+def _attacks(group: str) -> Sequence[Attack]:
+    return importlib.import_module(f".cases_{group}", __package__).ATTACKS
+
+
 def main(folder: Path, groups: Sequence[str]) -> None:
     """Run all attacks of some groups, each in a fork of this process once that is warm."""
-    attacks = {group: importlib.import_module(f"attacks.cases_{group}").ATTACKS for group in groups}
+    attacks = {group: _attacks(group) for group in groups}
     sound = folder / "sound"
     sound.mkdir()
     guard = Guard()
@@ -248,7 +245,7 @@ def main(folder: Path, groups: Sequence[str]) -> None:
         shutil.copytree(sound, warm)
         digest = read_all(warm / "s.zarr")
         assert verify_store(warm / "s.zarr").ok
-        write(warm / "s.zarr")
+        write(warm / "s.zarr", "live", "extra")
         read_results(warm / "r.zarr")
         guard.learn()
         say({"sound": digest})

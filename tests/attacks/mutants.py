@@ -1,6 +1,6 @@
 """The child that meets mutants: stores in which one value or a few bytes were changed at random.
 
-Run as `python -m attacks.mutants FOLDER COUNT SEED`; prints a line for every mutant that did
+Run as `python -m tests.attacks.mutants FOLDER COUNT SEED`; prints a line for every mutant that did
 something else than work or raise a `StoreError`, then one line of counts. Mutant `n` of a seed is
 always the same.
 """
@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,15 @@ import dask.config
 from lorascope.store import read_results, verify_store
 from lorascope.store.disk import use_disk
 
-from .copies import restore
-from .forge import Forge, make_sound
-from .harness import Guard, QuickDisk, attempt, limit, read_all, say, watched, write
+from ..proof.disks import QuickDisk
+from .copies import changed, put_back, restore
+from .forge import Forge, make_results, make_store
+from .harness import Guard, attempt, limit, read_all, say, watched, write
+
+STORES = {"s.zarr": "base", "t.zarr": "live"}
+"""Two small stores instead of one, each with one large capture and the compressed one."""
+WRITE_EVERY = 10
+"""Only so many mutants are written to and read by more than one way: both are slow."""
 
 VALUES: list[Any] = [
     None,
@@ -122,7 +129,7 @@ def _record(forge: Forge, dice: random.Random) -> str:
 
 def _definition(forge: Forge, dice: random.Random) -> str:
     said = []
-    capture = dice.choice(["base", "live"])
+    capture = dice.choice([STORES[forge.root.name], "packed"])
     whole = dice.random() < 0.1
     forge.definition(
         lambda attributes: None if whole else said.append(mutate(attributes, dice)),
@@ -133,29 +140,36 @@ def _definition(forge: Forge, dice: random.Random) -> str:
 
 
 def _json(forge: Forge, dice: random.Random, pattern: str) -> str:
-    path = dice.choice(sorted(forge.root.rglob(pattern)))
-    node = json.loads(path.read_bytes())
+    path = dice.choice(_files(forge.root, pattern))
+    node = json.loads((forge.root / path).read_bytes())
     said = mutate(node, dice)
-    forge.put(str(path.relative_to(forge.root)), json.dumps(node).encode())
-    return f"{path.relative_to(forge.root)} {said}"
+    forge.put(path, json.dumps(node).encode())
+    return f"{path} {said}"
 
 
 def _bytes(forge: Forge, dice: random.Random, pattern: str) -> str:
-    files = [p for p in forge.root.rglob(pattern) if p.is_file() and p.name != "store.lock"]
-    path = dice.choice(sorted(files))
-    forge.put(str(path.relative_to(forge.root)), damage(path.read_bytes(), dice))
-    return str(path.relative_to(forge.root))
+    path = dice.choice(_files(forge.root, pattern))
+    forge.put(path, damage((forge.root / path).read_bytes(), dice))
+    return path
 
 
 def _forged_chunk(forge: Forge, dice: random.Random) -> str:
-    files = [*forge.root.rglob("samples/*/c.*"), *forge.root.rglob("parameters/*/c.*")]
-    path = dice.choice(sorted(files))
-    forge.chunk(str(path.relative_to(forge.root)), damage(path.read_bytes()[:-4], dice))
-    return str(path.relative_to(forge.root))
+    path = dice.choice(_files(forge.root, "samples/*/c.*", "parameters/*/c.*"))
+    forge.chunk(path, damage((forge.root / path).read_bytes()[:-4], dice))
+    return path
+
+
+@cache
+def _files(root: Path, *patterns: str) -> list[str]:
+    """Return the files of a copy, which is sound whenever a mutator looks at it."""
+    found = [path for pattern in patterns for path in root.rglob(pattern) if path.is_file()]
+    return sorted(str(p.relative_to(root)) for p in found if p.name != "store.lock")
 
 
 def _of_results(forge: Forge) -> Forge:
-    return Forge(forge.results, forge.results, forge.outside)
+    of_results = Forge(forge.results, forge.results, forge.outside)
+    of_results.touched = forge.touched
+    return of_results
 
 
 KINDS: dict[str, tuple[int, Callable[[Forge, random.Random], str]]] = {
@@ -181,17 +195,34 @@ def _root(forge: Forge, dice: random.Random) -> str:
     return said
 
 
-def use(kind: str, forge: Forge, number: int) -> dict[str, str]:
-    """Use a mutant in every way; writing only now and then, because it is slow."""
+def use(kind: str, forge: Forge, copy: Path, number: int) -> dict[str, str]:
+    """Use a mutant; reading and verifying must leave it as it is."""
     outcomes: dict[str, str] = {}
     if kind.startswith("results"):
         attempt(outcomes, "results", lambda: len(read_results(forge.results)))
         return outcomes
-    attempt(outcomes, "read", lambda: read_all(forge.root))
+    slowly = number % WRITE_EVERY == 0
+    attempt(outcomes, "read", lambda: read_all(forge.root, doubly=slowly))
     attempt(outcomes, "verify", lambda: verify_store(forge.root))
-    if number % 10 == 0:
-        attempt(outcomes, "write", lambda: write(forge.root))
+    if slowly:
+        if different := changed(copy, forge.touched):
+            outcomes["changed"] = f"BAD reading changed {sorted(different)[:3]}"
+        attempt(outcomes, "write", lambda: write(forge.root, "extra" if number % 20 else "live"))
     return outcomes
+
+
+def _warm(sound: Path, warm: Path) -> dict[str, str]:
+    """Make what is sound, use a copy in every way, and return the digests by name."""
+    for name, capture in STORES.items():
+        make_store(sound / name, capture)
+    make_results(sound / "r.zarr")
+    shutil.copytree(sound, warm)
+    digests = {name: read_all(warm / name) for name in STORES}
+    for name in STORES:
+        assert verify_store(warm / name).ok
+        write(warm / name, "live", "extra")
+    read_results(warm / "r.zarr")
+    return digests
 
 
 def main(folder: Path, count: int, seed: int) -> None:
@@ -202,24 +233,24 @@ def main(folder: Path, count: int, seed: int) -> None:
     guard = Guard()
     tally: Counter[str] = Counter()
     with use_disk(QuickDisk()), dask.config.set(scheduler="synchronous"):
-        make_sound(sound)
-        shutil.copytree(sound, folder / "warm")
-        digest = read_all(folder / "warm/s.zarr")
-        assert verify_store(folder / "warm/s.zarr").ok
-        write(folder / "warm/s.zarr")
-        read_results(folder / "warm/r.zarr")
+        digests = _warm(sound, folder / "warm")
         guard.learn()
         limit(cpu_seconds=max(120, count))
+        forge = None
         for number in range(count):
             dice = random.Random(f"{seed}-{number}")
-            restore(sound, copy)
-            forge = Forge(copy / "s.zarr", copy / "r.zarr", outside)
+            if forge is None or (number - 1) % WRITE_EVERY == 0:
+                restore(sound, copy)
+            else:
+                put_back(sound, copy, forge.touched)
+            name = dice.choice(list(STORES))
+            forge = Forge(copy / name, copy / "r.zarr", outside)
             (kind,) = dice.choices(list(KINDS), [weight for weight, _ in KINDS.values()])
             said = KINDS[kind][1](forge, dice)
-            outcomes = watched(guard, copy, lambda k=kind, f=forge, n=number: use(k, f, n))
+            outcomes = watched(guard, copy, lambda k=kind, f=forge, n=number: use(k, f, copy, n))
             read = outcomes.get("read", outcomes.get("results", ""))
             if kind not in SIGNED and kind[:7] != "results" and read.startswith("fine"):
-                same = read == f"fine {digest}"
+                same = read == f"fine {digests[name]}"
                 outcomes |= {} if same else {"digest": "BAD another content, and no error"}
             bad = [text for text in outcomes.values() if text.startswith("BAD")]
             tally[

@@ -9,6 +9,7 @@ directory, the new one, both or neither.
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -162,9 +163,41 @@ class _Cut:
 def put_tree(tree: Tree, folder: Path) -> None:
     """Write a state to a real folder that does not exist yet."""
     folder.mkdir()
-    for name, node in tree.items():
+    _change_tree({}, tree, folder)
+
+
+class Shown:
+    """A real folder that shows one state after the other; only what differs is written."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._tree: Tree | None = None
+
+    def show(self, tree: Tree) -> None:
+        """Let the folder be a state."""
+        if self._tree is None:
+            put_tree(tree, self.folder)
+        else:
+            _change_tree(self._tree, tree, self.folder)
+        self._tree = tree
+
+    def forget(self) -> None:
+        """Remove the folder, in which something was changed."""
+        shutil.rmtree(self.folder)
+        self._tree = None
+
+
+def _change_tree(old: Tree, new: Tree, folder: Path) -> None:
+    for name, node in old.items():
+        if isinstance(new.get(name), bytes) != isinstance(node, bytes) or name not in new:
+            (folder / name).unlink() if isinstance(node, bytes) else shutil.rmtree(folder / name)
+    for name, node in new.items():
+        before = old.get(name)
         if isinstance(node, bytes):
-            (folder / name).write_bytes(node)
+            if node != before:
+                (folder / name).write_bytes(node)
+        elif isinstance(before, dict):
+            _change_tree(before, node, folder / name)
         else:
             put_tree(node, folder / name)
 

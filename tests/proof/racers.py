@@ -1,13 +1,13 @@
 """Writers that race for one store: forked together, some of them killed.
 
-Run as a program with one argument, JSON: ``run``, ``path``, ``places`` (rank and number of ranks of
-every process), ``kills`` (seconds after which each is killed, or None), ``pause`` (seconds after each
-batch), ``wait_seconds``. It prints the exit codes; a writer that was refused because another one holds the store ends with `REFUSED`.
+It serves orders: ``run``, ``path``, ``places`` (rank and number of ranks of every process),
+``kills`` (seconds after which each is killed, or None), ``pause`` (seconds after each batch),
+``wait_seconds``. The answer is the exit codes; a writer that was refused because another one holds
+the store ends with `REFUSED`.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -19,6 +19,7 @@ from typing import Any
 from lorascope.store import LockedStoreError
 
 from .small_run import Run
+from .warm import serve
 
 REFUSED = 7
 
@@ -60,4 +61,4 @@ def _fork(order: dict[str, Any], rank: int, ranks: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(race(json.loads(sys.argv[1]))))
+    serve(race)

@@ -144,16 +144,25 @@ class Run:
         report = verify_store(path)
         assert report.ok, report.damages
         store = open_store(path)
-        present = set(store.samples["id"]) if store.captures else set()
+        present = set(store.capture("a").sample_columns["id"]) if store.captures else set()
         assert promised <= present, f"committed samples are gone: {sorted(promised - present)}"
         if store.captures:
             self.check_values(store)
         return store
 
+    def check_whole(self, path: Path, expected: str) -> None:
+        """Check a store that must hold the whole run: sound, and of the digest of the run.
+
+        The digest is of every value, and the undisturbed run that gave it was checked by value.
+        """
+        report = verify_store(path)
+        assert report.ok, report.damages
+        assert open_store(path).content_digest() == expected
+
     def check_values(self, store: Store) -> None:
         """Compare all values that are there with what was written."""
         capture = store.capture("a")
-        table = capture.samples
+        table = capture.sample_columns
         numbers = [int(name[1:]) for name in table["id"]]
         assert len(set(numbers)) == len(numbers), "a sample is there twice"
         for layer in range(self.layers):
@@ -161,15 +170,17 @@ class Run:
             pooled = capture.read_pooled("x.mean_valid", layer)
             wanted = [self.values(n)[layer] for n in numbers]
             if wanted:
-                np.testing.assert_array_equal(rows, np.concatenate(wanted))
+                assert np.array_equal(rows, np.concatenate(wanted)), f"rows of layer {layer}"
                 means = np.array([x.mean(0) for x in wanted])
-                np.testing.assert_array_equal(pooled, means.astype(np.float32))
-        np.testing.assert_array_equal(capture.read_output("loss"), np.float32(numbers))
-        assert table["label"].tolist() == ["ab"[n % 2] for n in numbers]
+                assert np.array_equal(pooled, means.astype(np.float32)), f"means of layer {layer}"
+        assert np.array_equal(capture.read_output("loss"), np.float32(numbers))
+        assert list(table["label"]) == ["ab"[n % 2] for n in numbers]
         for value in capture.parameters.values():
-            np.testing.assert_array_equal(value, np.arange(6.0).reshape(2, 3))
+            assert np.array_equal(value, np.arange(6.0).reshape(2, 3))
 
     def digest(self, path: Path) -> str:
-        """Write the run undisturbed; return its content digest."""
+        """Write the run undisturbed, compare every value, return its content digest."""
         self.write(path)
-        return open_store(path).content_digest()
+        store = self.check(path, {f"s{n}" for n in range(self.n_samples)})
+        assert store is not None
+        return store.content_digest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,15 +74,15 @@ def duplicate(file: Path, other: Path, _rng: random.Random) -> str:
 CHANGES: list[Change] = [flip, flip, flip, truncate, extend, zero, delete, swap, duplicate]
 
 
-def committed(root: Path) -> list[Path]:
-    """Return all files but the locks."""
-    return sorted(p for p in root.rglob("*") if p.is_file() and p.suffix != ".lock")
+def committed(root: Path) -> dict[Path, bytes]:
+    """Return all files but the locks, with their content."""
+    files = sorted(p for p in root.rglob("*") if p.is_file() and p.suffix != ".lock")
+    return {path: path.read_bytes() for path in files}
 
 
-def other_than(file: Path, files: list[Path], rng: random.Random) -> Path:
+def other_than(file: Path, files: dict[Path, bytes], rng: random.Random) -> Path:
     """Draw a file with other content, of the same kind half of the time."""
-    content = file.read_bytes()
-    others = [p for p in files if p.read_bytes() != content]
+    others = [path for path, content in files.items() if content != files[file]]
     alike = [p for p in others if p.name[:2] == file.name[:2] and len(p.parts) == len(file.parts)]
     return rng.choice(alike if alike and rng.random() < 0.5 else others)
 
@@ -93,24 +92,27 @@ def test_every_change_is_found(ram, seed, amount, note):
     rng = random.Random(seed)
     total = amount("corruptions", change=1000, release=20000)
     errors = 0
-    for number, run in enumerate(RUNS):
-        run.write(ram / f"sound-{number}")
+    stores = [ram / str(number) for number in range(len(RUNS))]
+    for run, store in zip(RUNS, stores, strict=True):
+        run.digest(store)
+    sound = [committed(store) for store in stores]
+    cases = list(zip(RUNS, stores, sound, strict=True))
     for number in range(total):
-        run = RUNS[number % len(RUNS)]
-        store = ram / "changed"
-        shutil.copytree(ram / f"sound-{number % len(RUNS)}", store)
-        files = committed(store)
-        file = rng.choice(files)
+        run, store, files = cases[number % len(cases)]
+        file = rng.choice(list(files))
+        other = other_than(file, files, rng)
         change = rng.choice(CHANGES)
         where = f"{change.__name__} {file.relative_to(store)}: "
-        where += change(file, other_than(file, files, rng), rng)
+        where += change(file, other, rng)
         try:
             assert not found_sound(store), "verify found nothing"
             errors += read_or_refuse(run, store)
         except Exception as error:
             error.add_note(where)
             raise
-        shutil.rmtree(store)
+        for changed in (file, other):
+            changed.write_bytes(files[changed])
+    assert [committed(store) for store in stores] == sound, "reading or verifying changed a store"
     assert errors > total / 10, "nothing was ever refused: nothing was damaged"
     note("changes of a committed store: not found, or read as wrong values", changes=total)
 

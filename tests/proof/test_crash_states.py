@@ -14,7 +14,7 @@ import pytest
 from lorascope.store import open_store, repair_store, seal_store, verify_store
 from lorascope.store.disk import use_disk
 
-from .crash import SimulatedDisk, freeze, put_tree
+from .crash import Shown, SimulatedDisk, freeze, put_tree
 from .disks import Operation, RecordingDisk
 from .small_run import Run
 
@@ -71,7 +71,7 @@ def prove(run: Run, folder: Path, *, seed: int, drawn: int) -> dict[str, int]:
     (folder / "before").mkdir()
     disk, promise, rng = SimulatedDisk(folder / "before"), Promise(), random.Random(seed)
     seen: set[object] = set()
-    resumed = 0
+    resumed, state = 0, Shown(folder / "state")
     for number, operation in enumerate(trace):
         disk.replay(operation)
         promise.see(operation)
@@ -80,19 +80,18 @@ def prove(run: Run, folder: Path, *, seed: int, drawn: int) -> dict[str, int]:
             if key in seen:
                 continue
             seen.add(key)
-            state = folder / "state"
-            put_tree(tree, state)
+            state.show(tree)
             where = f"after operation {number}: {operation.kind} {operation.path.name}"
             try:
-                run.check(state / "store", promise.samples)
+                run.check(state.folder / "store", promise.samples)
                 if len(seen) % 10 == 0:
-                    run.write(state / "store")
-                    assert open_store(state / "store").content_digest() == expected
+                    run.write(state.folder / "store")
+                    assert open_store(state.folder / "store").content_digest() == expected
                     resumed += 1
+                    state.forget()
             except Exception as error:
                 error.add_note(where)
                 raise
-            shutil.rmtree(state)
     assert promise.samples == {f"s{n}" for n in range(run.n_samples)}
     return {"operations": len(trace), "states": len(seen), "resumed": resumed}
 
@@ -159,7 +158,7 @@ def finish_repair(run: Run, store: Path, expected: str) -> None:
     repair_store(store)
     assert verify_store(store).ok
     run.write(store)
-    assert open_store(store).content_digest() == expected
+    run.check_whole(store, expected)
 
 
 def finish_seal(run: Run, store: Path, expected: str) -> None:

@@ -1,15 +1,12 @@
-"""`kill -9` on real processes at random moments, with somebody reading along."""
+"""Signals to real processes at random moments: `kill -9` with somebody reading along, and those that ask."""
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -19,46 +16,20 @@ import pytest
 from lorascope.store import open_store
 
 from .small_run import Run
-
-ROOT = Path(__file__).parents[2]
-
-
-class Forker:
-    """The warm parent, as the test sees it."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.proof.forker"],
-            cwd=ROOT,
-            env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def start(self, run: Run, path: Path, log: Path, kill_after: float | None = None) -> None:
-        """Start a writer, and have it killed after some seconds."""
-        assert self._process.stdin is not None
-        order = {"path": str(path), "run": asdict(run), "log": str(log), "kill_after": kill_after}
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-
-    def wait(self) -> int:
-        """Return the exit code of the last writer, or minus its signal."""
-        assert self._process.stdout is not None
-        return int(self._process.stdout.readline())
-
-    def close(self) -> None:
-        """End the parent."""
-        self._process.communicate(timeout=10)
+from .warm import Warm
 
 
 @pytest.fixture(scope="module")
-def forker() -> Iterator[Forker]:
-    """A warm parent for all kills of this module."""
-    forker = Forker()
+def forker() -> Iterator[Warm]:
+    """A warm parent for all writers of this module."""
+    forker = Warm("forker")
     yield forker
     forker.close()
+
+
+def order(run: Run, path: Path, log: Path, *signals: tuple[float, int]) -> dict[str, object]:
+    """Return the order to write a run, and to send signals after so many seconds each."""
+    return {"path": str(path), "run": asdict(run), "log": str(log), "signals": signals}
 
 
 def read_along(run: Run, path: Path, until: float) -> int:
@@ -71,26 +42,25 @@ def read_along(run: Run, path: Path, until: float) -> int:
     return reads
 
 
-def test_kills_at_random_moments(tmp_path, forker, seed, amount, note):
+def test_kills_at_random_moments(ram, forker, seed, amount, note):
     """Committed samples lost: 0. Torn reads: 0. Stores that need help to be opened again: 0."""
     kills = amount("kills", change=200, release=5000)
     rng = random.Random(seed)
     done = reads = runs = 0
     while done < kills:
         run = Run.draw(rng)
-        expected = run.digest(tmp_path / "undisturbed")
-        path, log = tmp_path / "killed", tmp_path / "log"
+        expected = run.digest(ram / "undisturbed")
+        path, log = ram / "killed", ram / "log"
         log.touch()
         began = time.perf_counter()
-        forker.start(run, tmp_path / "timed", tmp_path / "unused")
-        assert forker.wait() == 0
+        assert forker.ask(order(run, ram / "timed", ram / "unused")) == 0
         whole = time.perf_counter() - began
         while True:
             kill_after = rng.uniform(0, 1.1 * whole)
-            forker.start(run, path, log, kill_after)
+            forker.start(order(run, path, log, (kill_after, signal.SIGKILL)))
             if rng.random() < 0.3:
                 reads += read_along(run, path, time.perf_counter() + kill_after)
-            code = forker.wait()
+            code = forker.answer()
             assert code in {0, -signal.SIGKILL}, f"the writer ended with code {code}"
             run.check(path, log.read_text().split())
             if code == 0:
@@ -98,8 +68,52 @@ def test_kills_at_random_moments(tmp_path, forker, seed, amount, note):
             done += 1
         assert open_store(path).content_digest() == expected
         runs += 1
-        for folder in (path, tmp_path / "undisturbed", tmp_path / "timed"):
+        for folder in (path, ram / "undisturbed", ram / "timed"):
             shutil.rmtree(folder)
         log.unlink()
     assert reads > 0
     note("kill -9 of a writer: lost, torn, stuck", kills=done, resumed=runs, live_reads=reads)
+
+
+ASKING = (signal.SIGTERM, signal.SIGINT)
+ENDED = {0, 143, 130, *(-number for number in ASKING)}
+"""What `cli` exits with; a signal that comes before a command looks for it ends the process."""
+
+
+def test_signals_at_random_moments(ram, forker, seed, amount, note):
+    """Told to end, a command leaves what `kill -9` leaves at worst; the same command goes on."""
+    signals = amount("signals", change=20, release=500)
+    rng = random.Random(seed + 2)
+    codes: Counter[int] = Counter()
+    runs = 0
+    while codes.total() < signals:
+        run = Run.draw(rng)
+        expected = run.digest(ram / "undisturbed")
+        path, log = ram / "ended", ram / "log"
+        log.touch()
+        began = time.perf_counter()
+        assert forker.ask(order(run, ram / "timed", ram / "unused")) == 0
+        whole = time.perf_counter() - began
+        while True:
+            wanted = [(rng.uniform(0.1, 1) * whole, rng.choice(ASKING))]
+            ended = ENDED
+            if rng.random() < 0.2:  # the second one may come while the command says how to go on
+                wanted.append((rng.uniform(0, 0.1) * whole, rng.choice(ASKING)))
+                ended = ENDED | {1}
+            code = forker.ask(order(run, path, log, *wanted))
+            said = log.with_name("log.said")
+            assert code in ended, f"the writer ended with code {code}: {said.read_text()}"
+            assert "defect" not in said.read_text(), said.read_text()
+            run.check(path, log.read_text().split())
+            if code == 0:
+                break
+            codes[code] += 1
+        run.check_whole(path, expected)
+        runs += 1
+        for folder in (path, ram / "undisturbed", ram / "timed"):
+            shutil.rmtree(folder)
+        log.unlink()
+    orderly = codes[143] + codes[130]
+    assert orderly, f"no command ended in an orderly way: {codes}"
+    counts = {"signals": codes.total(), "orderly": orderly, "resumed": runs}
+    note("SIGTERM and SIGINT, then the same command: identical digest", **counts)

@@ -83,14 +83,14 @@ def device(tmp_path: Path) -> Iterator[Device]:
         device.unplug()
 
 
-def test_power_cuts_at_random_moments(device, tmp_path, seed, amount, note):
+def test_power_cuts_at_random_moments(device, ram, seed, amount, note):
     """What the writer was told to be committed is there after every cut; the run can go on."""
     rng = random.Random(seed)
     cuts = amount("power_cuts", change=12, release=300)
     done = rounds = 0
     while done < cuts:
         run = replace(Run.draw(rng), n_samples=24)
-        expected = run.digest(tmp_path / f"undisturbed-{rounds}")
+        expected = run.digest(ram / f"undisturbed-{rounds}")
         name = f"store-{rounds}"
         committed: set[str] = set()
         while True:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,40 +14,47 @@ from lorascope.store import SampleError, open_store, verify_store
 
 from .racers import REFUSED
 from .small_run import Run
+from .warm import Warm
 
-ROOT = Path(__file__).parents[2]
 RUN = Run(n_samples=40, layers=2, segment_samples=2, batch=2)
 
 
-def race(
-    run: Run,
-    path: Path,
-    places: list[tuple[int, int]],
-    *,
-    kills: list[float | None] | None = None,
-    pause: float = 0.0,
-    wait_seconds: float = 30.0,
-) -> list[int]:
-    """Let writers race; return their exit codes."""
-    order = {
-        "run": asdict(run),
-        "path": str(path),
-        "places": places,
-        "kills": kills or [None] * len(places),
-        "pause": pause,
-        "wait_seconds": wait_seconds,
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.proof.racers", json.dumps(order)],
-        cwd=ROOT,
-        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
-    assert not done.stderr, done.stderr
-    return json.loads(done.stdout)
+type Race = Callable[..., list[int]]
+
+
+@pytest.fixture(scope="module")
+def racers() -> Iterator[Warm]:
+    """A warm parent for all races."""
+    racers = Warm("racers")
+    yield racers
+    racers.close()
+
+
+@pytest.fixture
+def race(racers: Warm) -> Race:
+    """A function that lets writers race and returns their exit codes."""
+
+    def race(
+        run: Run,
+        path: Path,
+        places: list[tuple[int, int]],
+        *,
+        kills: list[float | None] | None = None,
+        pause: float = 0.0,
+        wait_seconds: float = 30.0,
+    ) -> list[int]:
+        return racers.ask(
+            {
+                "run": asdict(run),
+                "path": str(path),
+                "places": places,
+                "kills": kills or [None] * len(places),
+                "pause": pause,
+                "wait_seconds": wait_seconds,
+            }
+        )
+
+    return race
 
 
 def data_files(path: Path) -> dict[str, int]:
@@ -59,7 +63,7 @@ def data_files(path: Path) -> dict[str, int]:
     return {entry.path: entry.crc32c for record in log.records for entry in record.files}
 
 
-def test_eight_ranks_write_what_one_writes(tmp_path, note):
+def test_eight_ranks_write_what_one_writes(tmp_path, race, note):
     expected = RUN.digest(tmp_path / "one")
     codes = race(RUN, tmp_path / "eight", [(rank, 8) for rank in range(8)])
     assert codes == [0] * 8
@@ -71,7 +75,7 @@ def test_eight_ranks_write_what_one_writes(tmp_path, note):
     note("ranks that write one capture: the same files as one process", ranks=8)
 
 
-def test_ranks_die_and_the_same_command_goes_on(tmp_path, seed, amount, note):
+def test_ranks_die_and_the_same_command_goes_on(tmp_path, race, seed, amount, note):
     expected = RUN.digest(tmp_path / "one")
     rng = random.Random(seed)
     races = amount("rank_races", change=4, release=200)
@@ -97,7 +101,7 @@ def test_ranks_die_and_the_same_command_goes_on(tmp_path, seed, amount, note):
     note("ranks killed at random, run again: identical digest", races=races, killed=killed)
 
 
-def test_another_number_of_ranks_goes_on(tmp_path):
+def test_another_number_of_ranks_goes_on(tmp_path, race):
     path = tmp_path / "store"
     assert 0 in race(RUN, path, [(0, 3), (1, 3)])
     assert not open_store(path).capture("a").complete
@@ -105,7 +109,7 @@ def test_another_number_of_ranks_goes_on(tmp_path):
     assert open_store(path).content_digest() == RUN.digest(tmp_path / "one")
 
 
-def test_eight_processes_that_all_want_to_be_the_only_one(tmp_path, note):
+def test_eight_processes_that_all_want_to_be_the_only_one(tmp_path, race, note):
     """No barrier, no luck: whoever is late is refused, and nobody's samples mix."""
     path = tmp_path / "store"
     codes = race(RUN, path, [(0, 1)] * 8, pause=0.02)
@@ -116,7 +120,7 @@ def test_eight_processes_that_all_want_to_be_the_only_one(tmp_path, note):
     note("writers that race without ranks: one writes, the others are refused", writers=8)
 
 
-def test_a_rank_cannot_be_there_twice(tmp_path):
+def test_a_rank_cannot_be_there_twice(tmp_path, race):
     codes = race(RUN, tmp_path / "store", [(0, 2), (1, 2), (1, 2)], pause=0.05)
     assert sorted(codes) == [0, 0, REFUSED]
 
@@ -128,7 +132,7 @@ def test_ranks_without_a_plan_or_without_sense(tmp_path):
         RUN.write(tmp_path / "a", rank=2, ranks=2)
 
 
-def test_ranks_of_another_number_or_beside_a_single_writer(tmp_path):
+def test_ranks_of_another_number_or_beside_a_single_writer(tmp_path, race):
     """Their segments would overlap: whoever comes second is refused."""
     codes = race(RUN, tmp_path / "store", [(0, 2), (1, 3)], pause=0.05, wait_seconds=0.1)
     assert sorted(codes) == [0, REFUSED]

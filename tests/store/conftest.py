@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lorascope.store import Output, SampleRows, Site, create_store
+from lorascope.store.disk import use_disk
+
+from ..proof.disks import QuickDisk
 
 SITES = (
     Site("resid_post", layers=(0, 1), width=6, dtype="bfloat16"),
@@ -45,6 +48,22 @@ def make_samples(n: int = 23, seed: int = 3) -> list[dict]:
 def plan_of(samples: list[dict]) -> list[SampleRows]:
     """Return the plan of samples."""
     return [SampleRows(s["id"], {"tokens": len(s["values"]["embed"])}) for s in samples]
+
+
+@pytest.fixture
+def tmp_path(ram: Path) -> Path:
+    """A folder in memory: the tests of a store make many small files."""
+    return ram
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No waiting for the device but where durability is what the tests are about."""
+    if request.path.name == "test_durability.py":
+        yield
+        return
+    with use_disk(QuickDisk()):
+        yield
 
 
 type WriteStore = Callable[..., Path]

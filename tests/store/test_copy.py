@@ -29,10 +29,11 @@ from lorascope.store import (
     seal_store,
     verify_store,
 )
-from lorascope.store.disk import Disk, use_disk
+from lorascope.store.disk import use_disk
 from lorascope.store.record import Record
 from lorascope.store.records import RecordLog
 
+from ..proof.disks import QuickDisk
 from .conftest import SITES, make_samples, plan_of
 from .two_captures import write
 
@@ -43,7 +44,7 @@ PROFILES = ["fast", "compact", "archive", "portable"]
 def source(request, tmp_path_factory):
     """Two captures of several segments, one short of a column, with parameters."""
     path = tmp_path_factory.mktemp("source") / "s.zarr"
-    samples = make_samples()
+    samples = make_samples(14)
     for capture in ("base", "lora"):
         with create_store(
             path,
@@ -151,7 +152,7 @@ def test_some_captures(source, tmp_path):
         copy_store(source, tmp_path / "d.zarr", captures=["none"])
 
 
-class Breaking(Disk):
+class Breaking(QuickDisk):
     """Refuses everything from the N-th changing operation on."""
 
     def __init__(self, at: int) -> None:
