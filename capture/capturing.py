@@ -41,7 +41,7 @@ class Pass:
 
 
 def capture_segments(loaded: LoadedModel, writer: Any, job: Pass, reporter: Reporter) -> int:  # noqa: ANN401
-    """Capture every segment that is not committed yet.
+    """Capture every segment of this process that is not committed yet.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def capture_segments(loaded: LoadedModel, writer: Any, job: Pass, reporter: Repo
         Samples captured now.
     """
     by_id = job.table.by_id()
-    total = len(job.table.samples)
+    total = sum(len(segment.samples) for segment in writer.segments)
     done = sum(len(segment.samples) for segment in writer.segments if segment.committed)
     captured = 0
     recorder = Recorder(loaded.model, writer, sites=job.sites, gradients=job.gradients)

@@ -23,6 +23,7 @@ from .training import Examples, train
 if TYPE_CHECKING:
     from .config_models import CaptureConfig
     from .preparing import PreparedCondition
+    from .ranks import Crew
     from .reporting import Reporter
     from .samples import SampleTable
     from .split import Split
@@ -48,6 +49,8 @@ class RunContext:
     """Versions and the command."""
     reporter: Reporter
     """Hears of everything."""
+    crew: Crew
+    """The processes that carry out the run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ class ConditionResult:
     trained: bool
     """Whether it was trained now (and not restored from the store)."""
     captured: int
-    """Samples captured now; the others were there."""
+    """Samples captured now, by all processes of the run; the others were there."""
     seconds: float
     """Wall time."""
     weights: Mapping[str, np.ndarray]
@@ -85,19 +88,50 @@ def run_condition(
     """
     began = time.perf_counter()
     condition = prepared.condition
+    crew, name = context.crew, condition.name
+    recorded_before = crew.recorded(name)
     loaded = prepare_model(context, condition)
+    trained = _settle(context, prepared, loaded, head)
     with _open_writer(context, prepared, loaded) as writer:
+        # trained again they could differ in the last bit; what is committed cannot
+        restore_weights(loaded.model, loaded.family, dict(writer.parameters))
         done_before = "metrics.uar" in writer.parameters
-        trained = _settle_weights(context, condition, loaded, writer, head)
-        captured = capture_segments(loaded, writer, _pass(context, condition), context.reporter)
+        capture_segments(loaded, writer, _pass(context, condition), context.reporter)
         weights = extract_weights(loaded.model, loaded.family)
+    crew.wait_complete(name)
+    captured = crew.recorded(name) - recorded_before
     scores = _score(context, condition)
-    if not done_before:
+    if crew.leads and not done_before:
         # the writer commits the last segment when it closes, so scores are known only now
         with _open_writer(context, prepared, loaded) as writer:
             writer.write_parameters(_metric_arrays(scores), attrs=_metric_attrs(context, scores))
     seconds = time.perf_counter() - began
-    return ConditionResult(condition.name, scores, trained, captured, seconds, weights)
+    return ConditionResult(name, scores, trained, captured, seconds, weights)
+
+
+def is_settled(parameters: Mapping[str, Any]) -> bool:
+    """Whether the parameters of a capture hold the weights that it is recorded with."""
+    return "head.classifier.weight" in parameters
+
+
+def _settle(
+    context: RunContext,
+    prepared: PreparedCondition,
+    loaded: LoadedModel,
+    head: Mapping[str, np.ndarray] | None,
+) -> bool:
+    """Have the capture and its weights in the store; True if they were trained for that now.
+
+    Rank 0 alone does it, and alone has the store open meanwhile: only so can a capture be made.
+    """
+    crew, name = context.crew, prepared.condition.name
+    if crew.settled(name):
+        return False
+    if not crew.leads:
+        crew.wait_settled(name)
+        return False
+    with crew.wait_unlocked(lambda: _open_writer(context, prepared, loaded, alone=True)) as writer:
+        return _settle_weights(context, prepared.condition, loaded, writer, head)
 
 
 def prepare_model(context: RunContext, condition: Condition) -> LoadedModel:
@@ -111,8 +145,11 @@ def prepare_model(context: RunContext, condition: Condition) -> LoadedModel:
     return loaded
 
 
-def _open_writer(context: RunContext, prepared: PreparedCondition, loaded: LoadedModel) -> Any:  # noqa: ANN401
-    config, table = context.config, context.table
+def _open_writer(
+    context: RunContext, prepared: PreparedCondition, loaded: LoadedModel, *, alone: bool = False
+) -> Any:  # noqa: ANN401
+    """Open the capture of a condition, together with the other ranks or alone."""
+    config, table, place = context.config, context.table, context.crew.place
     condition, recorded = prepared.condition, prepared.recorded
     stream = loaded.family.stream
     return create_store(
@@ -135,6 +172,9 @@ def _open_writer(context: RunContext, prepared: PreparedCondition, loaded: Loade
         batch_size=config.run.batch_size,
         buffer_bytes=config.run.buffer,
         profile=config.run.profile,
+        rank=0 if alone else place.rank,
+        ranks=1 if alone else place.of,
+        wait_seconds=place.wait_seconds,
     )
 
 
@@ -170,10 +210,6 @@ def _settle_weights(
     head: Mapping[str, np.ndarray] | None,
 ) -> bool:
     """Give the model its final weights and make them durable; True if it was trained for that."""
-    if "head.classifier.weight" in writer.parameters:
-        # a resumed run: training again could differ in the last bit, what is committed cannot
-        restore_weights(loaded.model, loaded.family, dict(writer.parameters))
-        return False
     trains = condition.spec.train is not None
     if trains:
         _train(context, condition, loaded)

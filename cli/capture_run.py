@@ -63,6 +63,7 @@ def capture_run(  # noqa: PLR0913  (one parameter an option)
       capture-run demo
       capture-run study.yaml --plan
       capture-run study.yaml --store study.zarr --set captures.lora.train.epochs=10
+      torchrun --nproc-per-node 4 --no-python capture-run study.yaml --device cuda
     """  # noqa: D301  (click reads \b as "keep these lines")
     check_loudness(quiet=quiet, verbose=verbose)
     if workers is not None:
@@ -71,20 +72,25 @@ def capture_run(  # noqa: PLR0913  (one parameter an option)
     _silence_libraries(debug=debug)
     settings = _load(config, overrides, store)
     _check_extra()
-    if plan:
-        _show_plan(settings, as_json=as_json)
-        return
-    from ..capture import run_capture
+    from ..capture import Place, run_capture
 
-    with ProgressReporter(quiet=quiet, verbose=verbose) as reporter:
+    place = Place.from_environment()
+    leads = place.rank == 0  # several processes do the work, one speaks
+    if plan:
+        if leads:
+            _show_plan(settings, as_json=as_json)
+        return
+    with ProgressReporter(quiet=quiet or not leads, verbose=verbose and leads) as reporter:
         summary = run_capture(
             settings,
             store_path=settings.store,
             device=device,
             reporter=reporter,
             command=public_words("capture-run", sys.argv[1:]),
+            place=place,
         )
-    _show_summary(summary, as_json=as_json)
+    if leads:
+        _show_summary(summary, as_json=as_json)
 
 
 def _load(config: str, overrides: tuple[str, ...], store: str | None) -> "CaptureConfig":
@@ -221,3 +227,7 @@ def _print_summary_lines(summary: "RunSummary") -> None:
 def main() -> None:
     """Run the command of this process."""
     sys.exit(run_command(capture_run, resumes=True))
+
+
+if __name__ == "__main__":  # `torchrun -m lorascope.cli.capture_run`
+    main()

@@ -25,6 +25,8 @@ from .errors import UnsealedStoreError as UnsealedStoreError
 from .layout import Output as Output
 from .layout import SampleRows as SampleRows
 from .layout import Site as Site
+from .ranks import attend_run as attend_run
+from .ranks import is_attending as is_attending
 from .reader import Store as Store
 from .reader import open_store as open_store
 from .repair import RepairReport as RepairReport
