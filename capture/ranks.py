@@ -178,7 +178,7 @@ class Crew:
             One of them has ended before.
         """
         others = set(range(self.place.of)) - {self.place.rank}
-        self._wait(lambda: self.complete(capture), others, f"its samples of capture {capture!r}")
+        self._wait(lambda: self.complete(capture), others, f"the samples of capture {capture!r}")
 
     def wait_unlocked[T](self, open_store_alone: Callable[[], T]) -> T:
         """Return what `open_store_alone` returns once no other rank keeps the store from it.
@@ -231,6 +231,6 @@ class Crew:
     def _absent(self, rank: int, what: str) -> str:
         how = "has ended" if rank in self._seen else "never came"
         return (
-            f"rank {rank} of {self.place.of} {how} without {what}: see what it says. What was "
-            "committed is safe; run the same command again to go on."
+            f"rank {rank} of {self.place.of} {how}, and {what} are not all there: see what it "
+            "says. What was committed is safe; run the same command again to go on."
         )
