@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,16 +11,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..store import Output, create_store, open_store
-from .capturing import Pass, capture_segments
+from .batching import Pass
+from .capturing import capture_segments
 from .conditions import Condition, fingerprint, wanted_sites
+from .fidelity import certify, check_restored, describe_doubt
 from .lora import adapter_scaling, attach_adapter, extract_weights, restore_weights
-from .metrics import Scores, score
+from .metrics import Scores, metric_arrays, score_capture
 from .models import LoadedModel, load_model
 from .pooling import final_norm
 from .sites import POOLS, row_frames, store_sites
+from .statistics import (
+    FIGURES,
+    Extent,
+    describe_nonfinite,
+    places,
+    statistics_output,
+    summarise,
+)
 from .training import Examples, train
 
 if TYPE_CHECKING:
+    from ..store import Capture, Site
     from .config_models import CaptureConfig
     from .preparing import PreparedCondition
     from .ranks import Crew
@@ -69,6 +80,10 @@ class ConditionResult:
     """Wall time."""
     weights: Mapping[str, np.ndarray]
     """Head, final norm and adapter by stored name."""
+    certificate: Mapping[str, Any]
+    """How faithful the recording is; see `certify`."""
+    extents: tuple[Extent, ...]
+    """How large the recorded values are, one entry a site and layer."""
 
 
 def run_condition(
@@ -96,17 +111,36 @@ def run_condition(
         # trained again they could differ in the last bit; what is committed cannot
         restore_weights(loaded.model, loaded.family, dict(writer.parameters))
         done_before = "metrics.uar" in writer.parameters
-        capture_segments(loaded, writer, _pass(context, condition), context.reporter)
+        job = _pass(context, condition)
+        if not all(segment.committed for segment in writer.segments):
+            check_restored(loaded, job, _read(context, name), context.reporter)
+        context.reporter.stage(f"{name}: capturing")
+        sites = store_sites(prepared.recorded, loaded.family.stream)
+        capture_segments(loaded, writer, sites, job, context.reporter)
         weights = extract_weights(loaded.model, loaded.family)
     crew.wait_complete(name)
-    captured = crew.recorded(name) - recorded_before
-    scores = _score(context, condition)
+    capture = _read(context, name)
+    scores = score_capture(capture, context.table.corpus.labels)
     if crew.leads and not done_before:
         # the writer commits the last segment when it closes, so scores are known only now
         with _open_writer(context, prepared, loaded) as writer:
-            writer.write_parameters(_metric_arrays(scores), attrs=_metric_attrs(context, scores))
-    seconds = time.perf_counter() - began
-    return ConditionResult(name, scores, trained, captured, seconds, weights)
+            attrs = {"n": scores.n, "speakers": list(context.split.test)}
+            writer.write_parameters(metric_arrays(scores), attrs=attrs)
+    certificate = capture.parameter_attrs.get("certificate", {})
+    extents = tuple(summarise(capture))
+    doubts = describe_doubt(certificate, context.config.model.dtype), describe_nonfinite(extents)
+    for doubt in filter(None, doubts):
+        context.reporter.note(f"{name}: {doubt}")
+    return ConditionResult(
+        name=name,
+        scores=scores,
+        trained=trained,
+        captured=len(capture) - recorded_before,
+        seconds=time.perf_counter() - began,
+        weights=weights,
+        certificate=certificate,
+        extents=extents,
+    )
 
 
 def is_settled(parameters: Mapping[str, Any]) -> bool:
@@ -145,6 +179,11 @@ def prepare_model(context: RunContext, condition: Condition) -> LoadedModel:
     return loaded
 
 
+def capture_outputs(n_labels: int, sites: Sequence[Site]) -> list[Output]:
+    """Return the outputs that every sample of a capture has."""
+    return [Output("logits", (n_labels,)), Output("loss"), statistics_output(sites)]
+
+
 def _open_writer(
     context: RunContext, prepared: PreparedCondition, loaded: LoadedModel, *, alone: bool = False
 ) -> Any:  # noqa: ANN401
@@ -152,11 +191,12 @@ def _open_writer(
     config, table, place = context.config, context.table, context.crew.place
     condition, recorded = prepared.condition, prepared.recorded
     stream = loaded.family.stream
+    sites = store_sites(recorded, stream)
     return create_store(
         context.store_path,
         capture=condition.name,
-        sites=store_sites(recorded, stream),
-        outputs=[Output("logits", (len(table.corpus.labels),)), Output("loss")],
+        sites=sites,
+        outputs=capture_outputs(len(table.corpus.labels), sites),
         config=fingerprint(
             config,
             condition,
@@ -165,7 +205,8 @@ def _open_writer(
             data=context.data,
             device=context.device,
         ),
-        attrs=_attributes(context, condition, loaded),
+        attrs=_attributes(context, condition, loaded)
+        | {"statistics": {"places": places(sites), "figures": FIGURES}},
         plan=table.rows(stream, row_frames(recorded)),
         segment_rows=config.run.segment_rows,
         segment_samples=config.run.segment_samples,
@@ -217,7 +258,11 @@ def _settle_weights(
         restore_weights(loaded.model, loaded.family, head, prefix="head.")
     writer.write_parameters(
         extract_weights(loaded.model, loaded.family),
-        attrs={"trained": list(condition.trained), "labels": list(context.table.corpus.labels)},
+        attrs={
+            "trained": list(condition.trained),
+            "labels": list(context.table.corpus.labels),
+            "certificate": certify(loaded, _pass(context, condition), context.reporter),
+        },
     )
     return trains
 
@@ -238,7 +283,6 @@ def _train(context: RunContext, condition: Condition, loaded: LoadedModel) -> No
 
 
 def _pass(context: RunContext, condition: Condition) -> Pass:
-    context.reporter.stage(f"{condition.name}: capturing")
     sites, gradients = wanted_sites(context.config, condition)
     return Pass(
         table=context.table,
@@ -250,22 +294,5 @@ def _pass(context: RunContext, condition: Condition) -> Pass:
     )
 
 
-def _score(context: RunContext, condition: Condition) -> Scores:
-    capture = open_store(context.store_path).capture(condition.name)
-    classes = {label: i for i, label in enumerate(context.table.corpus.labels)}
-    table = capture.samples
-    true = np.array([classes.get(label, -1) for label in table["label"]])
-    kept = (true >= 0) & ~table["exposed"].to_numpy(dtype=bool)
-    return score(np.asarray(capture.read_output("logits"))[kept], true[kept])
-
-
-def _metric_arrays(scores: Scores) -> dict[str, np.ndarray]:
-    return {
-        "metrics.confusion": scores.confusion,
-        "metrics.uar": np.array(scores.uar),
-        "metrics.war": np.array(scores.war),
-    }
-
-
-def _metric_attrs(context: RunContext, scores: Scores) -> dict[str, Any]:
-    return {"n": scores.n, "speakers": list(context.split.test)}
+def _read(context: RunContext, name: str) -> Capture:
+    return open_store(context.store_path).capture(name)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .errors import run_command
+from .fidelity import spell_certificate
 from .options import check_loudness, common_options
 from .output import command_line, format_bytes, format_number, print_json, print_table, public_words
 from .progress import ProgressReporter
@@ -194,6 +195,8 @@ def _show_summary(summary: "RunSummary", *, as_json: bool) -> None:
             for result in summary.conditions
         ],
     )
+    for result in summary.conditions:
+        click.echo(f"fidelity of {result.name}: {spell_certificate(result.certificate)}")
     click.echo(f"scored: speakers no training saw ({', '.join(summary.test_speakers)})")
     click.echo(f"next: {command_line('analyze', ['--store', str(summary.store_path)])}")
 
@@ -212,6 +215,8 @@ def _print_summary_lines(summary: "RunSummary") -> None:
                 "uar": result.scores.uar,
                 "war": result.scores.war,
                 "confusion": result.scores.confusion.tolist(),
+                "certificate": result.certificate,
+                "nonfinite": sum(extent.nonfinite for extent in result.extents),
             }
         )
     print_json(

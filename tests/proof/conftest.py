@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,10 +35,12 @@ class Captures:
 
     commands: Commands
     config: Path
+    half: Path
+    """A store that holds the first capture, `frozen`, and nothing of the second, `lora`."""
     digest: str
     """`content_digest` of a run that nobody disturbed."""
-    seconds: dict[str, float]
-    """How long its captures took, by name."""
+    seconds: float
+    """How long `lora` took, seconds."""
 
     def command(
         self, store: Path, *, kill: Kill | None = None, rank: int = 0, ranks: int = 1
@@ -70,11 +74,14 @@ def captures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Captures]:
     config.write_text(CONFIG)
     commands = Commands()
     try:
-        log = folder / "log"
-        ran = [str(config), "--store", str(folder / "s.zarr"), "--json", "-q"]
-        assert commands.run(Command(ran, str(log))) == [0], log.read_text()
+        log, store, half = folder / "log", folder / "s.zarr", folder / "half.zarr"
+        ran = [str(config), "--store", str(store), "--json"]
+        early = Kill(signal.SIGKILL, str(log), "lora: training", 0.0)
+        assert commands.run(Command(ran, str(log), early)) == [-signal.SIGKILL], log.read_text()
+        shutil.copytree(store, half)
+        assert commands.run(Command([*ran, "-q"], str(log))) == [0], log.read_text()
         lines = [json.loads(line) for line in log.read_text().splitlines()]
-        seconds = {line["capture"]: line["seconds"] for line in lines if "capture" in line}
-        yield Captures(commands, config, open_store(folder / "s.zarr").content_digest(), seconds)
+        seconds = next(line["seconds"] for line in lines if line.get("capture") == "lora")
+        yield Captures(commands, config, half, open_store(store).content_digest(), seconds)
     finally:
         commands.close()

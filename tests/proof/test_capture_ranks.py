@@ -35,7 +35,6 @@ def test_two_processes_write_what_one_writes(captures: Captures, tmp_path, note)
     ]
     assert captures.log(store, 1).read_text() == "", "one rank speaks for the run"
     assert verify_store(store).ok
-    captures.finish(store)
     note("captures by two processes: identical digest", ranks=2)
 
 
@@ -47,7 +46,7 @@ def test_a_rank_dies_and_the_same_command_goes_on(captures: Captures, tmp_path, 
         store, victim = tmp_path / f"{number}.zarr", number % 2
         # rank 1 is silent, but where rank 0 trains or records, both have met
         words = rng.choice(["lora: training", "frozen: capturing", "lora: capturing"])
-        seconds = rng.uniform(0, captures.seconds["lora"])
+        seconds = rng.uniform(0, 0.5 * captures.seconds)
         kill = Kill(signal.SIGKILL, str(captures.log(store)), words, seconds)
         codes = captures.commands.run(
             captures.command(store, rank=0, ranks=2, kill=None if victim else kill),
