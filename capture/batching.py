@@ -71,8 +71,8 @@ def record_batch(loaded: LoadedModel, recorder: Recorder, job: Pass, batch: Batc
     named = recorder.batch(
         [utterance.id for utterance in utterances],
         labels=[utterance.label for utterance in utterances],
-        groups=_groups(job.table, samples),
-        columns=_columns(job.table, samples),
+        groups=sample_groups(job.table, samples),
+        columns=sample_columns(job.table, samples, batch_size=len(samples)),
         exposed=[utterance.id in job.exposed for utterance in utterances],
         mask=prefix_mask([sample.valid_frames for sample in samples], job.table.frames),
     )
@@ -91,20 +91,24 @@ def per_sample_loss(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor
     return losses.masked_fill(classes == UNKNOWN, float("nan"))
 
 
-def _groups(table: SampleTable, samples: Sequence[Sample]) -> dict[str, list[str]]:
+def sample_groups(table: SampleTable, samples: Sequence[Sample]) -> dict[str, list[str]]:
+    """Return what must not be split between training and test: group name to one entry a sample."""
     groups = {"speaker": [sample.utterance.speaker for sample in samples]}
     if any(utterance.session for utterance in table.corpus.utterances):
         groups["session"] = [sample.utterance.session for sample in samples]
     return groups
 
 
-def _columns(table: SampleTable, samples: Sequence[Sample]) -> dict[str, list[Any]]:
+def sample_columns(
+    table: SampleTable, samples: Sequence[Sample], *, batch_size: int
+) -> dict[str, list[Any]]:
+    """Return further facts of samples that are computed in a batch: name to one entry a sample."""
     names = sorted({name for u in table.corpus.utterances for name in u.columns})
     own = {name: [s.utterance.columns.get(name, "") for s in samples] for name in names}
     return {
         "raw_label": [sample.utterance.raw_label for sample in samples],
         "valid_frames": [sample.valid_frames for sample in samples],
         # batching may change the last bits of values: where memory was short, batches are smaller
-        "batch_size": [len(samples)] * len(samples),
+        "batch_size": [batch_size] * len(samples),
         **own,
     }

@@ -15,6 +15,7 @@ from .preparing import PreparedRun, prepare_run
 from .ranks import Crew, Place, without_launcher
 from .reporting import Reporter, SilentReporter
 from .samples import corpus_digest, too_long
+from .space import check_space
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -81,6 +82,8 @@ def run_capture(
     ------
     ConfigError, DataError, ModelError
         Before anything is trained or written, where that can be known.
+    StoreSpaceError
+        The disk has no room for the run.
     ConfigMismatchError
         The store holds a capture of the same name from another configuration.
     """
@@ -93,6 +96,8 @@ def run_capture(
         reporter.stage("reading the corpus")
         run = prepare_run(config)
         _tell(config, run, reporter)
+        if place.rank == 0:
+            check_space(config, run, path)
         with Crew(path, place, is_settled) as crew:
             context = RunContext(
                 config=config,

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import sys
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -130,9 +131,17 @@ def _silence_libraries(*, debug: bool) -> None:
 
 
 def _show_plan(settings: "CaptureConfig", *, as_json: bool) -> None:
-    from ..capture import plan_capture
+    from ..capture.planning import plan_run
+    from ..capture.preparing import prepare_run
+    from ..capture.space import check_space
 
-    plan = plan_capture(settings)
+    run = prepare_run(settings)
+    plan = plan_run(settings, run)
+    _print_plan(settings, plan, as_json=as_json)
+    check_space(settings, run, Path(str(settings.store)), plan)
+
+
+def _print_plan(settings: "CaptureConfig", plan: "RunPlan", *, as_json: bool) -> None:
     resolved = settings.resolved()
     if as_json:
         sites = {c.name: [_site_line(site) for site in c.sites] for c in plan.conditions}
@@ -157,7 +166,14 @@ def _show_plan(settings: "CaptureConfig", *, as_json: bool) -> None:
         f"{plan.samples} samples ({plan.seconds / 60:.1f} min of audio), {plan.train_samples} for "
         f"training; held out: {', '.join(plan.test_speakers)}"
     )
-    click.echo(f"{format_bytes(plan.bytes)} in all, to {settings.store}")
+    forecast = plan.forecast
+    at_most = "at most " if settings.run.profile == "compact" else ""
+    on_disk = f"{at_most}{format_bytes(forecast.disk_bytes)} on disk"
+    click.echo(
+        f"{format_bytes(plan.bytes)} of values in all: {on_disk} in {forecast.files} files, "
+        f"{forecast.segments} segments, to {settings.store}"
+    )
+    click.echo(f"about {format_bytes(plan.memory_bytes)} of memory at most, for each process")
 
 
 def _site_line(site: object) -> dict[str, object]:
@@ -173,6 +189,10 @@ def _totals(plan: "RunPlan") -> dict[str, object]:
         "seconds": plan.seconds,
         "rows": plan.rows,
         "bytes": plan.bytes,
+        "disk_bytes": plan.forecast.disk_bytes,
+        "files": plan.forecast.files,
+        "segments": plan.forecast.segments,
+        "memory_bytes": plan.memory_bytes,
     }
 
 

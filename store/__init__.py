@@ -22,6 +22,8 @@ from .errors import StoreError as StoreError
 from .errors import StoreSpaceError as StoreSpaceError
 from .errors import StoreWriteError as StoreWriteError
 from .errors import UnsealedStoreError as UnsealedStoreError
+from .forecast import Forecast as Forecast
+from .forecast import forecast_capture as forecast_capture
 from .layout import Output as Output
 from .layout import SampleRows as SampleRows
 from .layout import Site as Site
