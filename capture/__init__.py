@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .errors import ModelError as ModelError
     from .planning import RunPlan as RunPlan
     from .planning import plan_capture as plan_capture
+    from .ranks import Place as Place
     from .recorder import Recorder as Recorder
     from .recorder import find_sites as find_sites
     from .reporting import Reporter as Reporter
@@ -35,6 +36,7 @@ _WHERE = {
     "corpora": ("Corpus", "Utterance", "load_corpus"),
     "errors": ("CaptureError", "ConfigError", "DataError", "DeviceMemoryError", "ModelError"),
     "planning": ("RunPlan", "plan_capture"),
+    "ranks": ("Place",),
     "recorder": ("Recorder", "find_sites"),
     "reporting": ("Reporter", "SilentReporter"),
     "run": ("RunSummary", "run_capture"),

@@ -2,46 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import batched
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-
-from .errors import DeviceMemoryError
-from .pooling import prefix_mask
+from .batching import Pass, prepare_batch, record_batch
+from .memory import BatchSizer
 from .recorder import Recorder
-from .samples import UNKNOWN, Sample, SampleTable
-from .sites import SiteRequest
+from .statistics import Watcher
 
 if TYPE_CHECKING:
+    from ..store import Site
     from .models import LoadedModel
     from .reporting import Reporter
+    from .samples import Sample
 
 
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """What one pass over the samples needs to know."""
+def capture_segments(
+    loaded: LoadedModel,
+    writer: Any,  # noqa: ANN401
+    sites: Sequence[Site],
+    job: Pass,
+    reporter: Reporter,
+) -> None:
+    """Capture every segment of this process that is not committed yet.
 
-    table: SampleTable
-    """The samples."""
-    exposed: frozenset[str]
-    """Ids that training saw."""
-    sites: dict[str, SiteRequest]
-    """Activations."""
-    gradients: dict[str, SiteRequest]
-    """Gradients."""
-    batch_size: int
-    """Samples a forward."""
-    text: str
-    """What the progress says."""
-
-
-def capture_segments(loaded: LoadedModel, writer: Any, job: Pass, reporter: Reporter) -> int:  # noqa: ANN401
-    """Capture every segment that is not committed yet.
+    A batch that does not fit into the device is halved, and so are those after it. A batch that
+    failed leaves nothing: the writer gets a batch when all of it was computed.
 
     Parameters
     ----------
@@ -49,85 +36,27 @@ def capture_segments(loaded: LoadedModel, writer: Any, job: Pass, reporter: Repo
         The model with the weights of the condition, in eval mode, every parameter frozen.
     writer
         The open, planned writer.
+    sites
+        What the writer was opened with.
     job
         What to capture.
     reporter
         Hears of every batch.
-
-    Returns
-    -------
-    int
-        Samples captured now.
     """
     by_id = job.table.by_id()
-    total = len(job.table.samples)
+    total = sum(len(segment.samples) for segment in writer.segments)
     done = sum(len(segment.samples) for segment in writer.segments if segment.committed)
-    captured = 0
-    recorder = Recorder(loaded.model, writer, sites=job.sites, gradients=job.gradients)
-    with recorder, _device_memory(job.batch_size):
+    sizer = BatchSizer(job.batch_size, reporter)
+    watched = Watcher(writer, sites)
+    with Recorder(loaded.model, watched, sites=job.sites, gradients=job.gradients) as recorder:
+
+        def record(samples: Sequence[Sample]) -> None:
+            record_batch(loaded, recorder, job, prepare_batch(loaded, job, samples))
+
         for segment in writer.segments:
             if segment.committed:
                 continue
             for ids in batched(segment.samples, job.batch_size):
-                _capture_batch(loaded, recorder, job, [by_id[i] for i in ids])
-                captured += len(ids)
-                reporter.progress(done + captured, total, job.text)
-    return captured
-
-
-def _capture_batch(
-    loaded: LoadedModel, recorder: Recorder, job: Pass, samples: Sequence[Sample]
-) -> None:
-    rate = loaded.family.sampling_rate
-    features = loaded.features([job.table.waveform(sample, rate=rate) for sample in samples])
-    classes = torch.tensor([sample.class_ for sample in samples], device=features.device)
-    utterances = [sample.utterance for sample in samples]
-    batch = recorder.batch(
-        [utterance.id for utterance in utterances],
-        labels=[utterance.label for utterance in utterances],
-        groups=_groups(job.table, samples),
-        columns=_columns(job.table, samples),
-        exposed=[utterance.id in job.exposed for utterance in utterances],
-        mask=prefix_mask([sample.valid_frames for sample in samples], job.table.frames),
-    )
-    with batch, nullcontext() if job.gradients else torch.no_grad():
-        logits = loaded.model(features).logits.float()
-        losses = per_sample_loss(logits, classes)
-        if job.gradients:
-            recorder.backward(losses)
-        recorder.output(logits=logits, loss=losses)
-
-
-def per_sample_loss(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """Return the cross-entropy of each sample, float32 [sample]; NaN without a known label."""
-    losses = nn.functional.cross_entropy(logits, classes, reduction="none", ignore_index=UNKNOWN)
-    return losses.masked_fill(classes == UNKNOWN, float("nan"))
-
-
-def _groups(table: SampleTable, samples: Sequence[Sample]) -> dict[str, list[str]]:
-    groups = {"speaker": [sample.utterance.speaker for sample in samples]}
-    if any(utterance.session for utterance in table.corpus.utterances):
-        groups["session"] = [sample.utterance.session for sample in samples]
-    return groups
-
-
-def _columns(table: SampleTable, samples: Sequence[Sample]) -> dict[str, list[Any]]:
-    names = sorted({name for u in table.corpus.utterances for name in u.columns})
-    own = {name: [s.utterance.columns.get(name, "") for s in samples] for name in names}
-    return {
-        "raw_label": [sample.utterance.raw_label for sample in samples],
-        "valid_frames": [sample.valid_frames for sample in samples],
-        **own,
-    }
-
-
-@contextmanager
-def _device_memory(batch_size: int) -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        msg = (
-            f"the device ran out of memory with run.batch_size {batch_size}. Lower it (committed "
-            "segments of this capture keep their batch size, so name another store)."
-        )
-        raise DeviceMemoryError(msg) from error
+                sizer.act([by_id[i] for i in ids], record)
+                done += len(ids)
+                reporter.progress(done, total, job.text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,18 +11,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..store import Output, create_store, open_store
-from .capturing import Pass, capture_segments
+from .batching import Pass
+from .capturing import capture_segments
 from .conditions import Condition, condition_products, fingerprint, wanted_sites
+from .fidelity import certify, check_restored, describe_doubt
 from .lora import adapter_scaling, attach_adapter, extract_weights, restore_weights
-from .metrics import Scores, score
+from .metrics import Scores, metric_arrays, score_capture
 from .models import LoadedModel, load_model
 from .pooling import final_norm
 from .sites import POOLS, row_frames, store_sites
+from .statistics import (
+    FIGURES,
+    Extent,
+    describe_nonfinite,
+    places,
+    statistics_output,
+    summarise,
+)
 from .training import Examples, train
 
 if TYPE_CHECKING:
+    from ..store import Capture, Site
     from .config_models import CaptureConfig
     from .preparing import PreparedCondition
+    from .ranks import Crew
     from .reporting import Reporter
     from .samples import SampleTable
     from .split import Split
@@ -48,6 +60,8 @@ class RunContext:
     """Versions and the command."""
     reporter: Reporter
     """Hears of everything."""
+    crew: Crew
+    """The processes that carry out the run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +75,15 @@ class ConditionResult:
     trained: bool
     """Whether it was trained now (and not restored from the store)."""
     captured: int
-    """Samples captured now; the others were there."""
+    """Samples captured now, by all processes of the run; the others were there."""
     seconds: float
     """Wall time."""
     weights: Mapping[str, np.ndarray]
     """Head, final norm and adapter by stored name."""
+    certificate: Mapping[str, Any]
+    """How faithful the recording is; see `certify`."""
+    extents: tuple[Extent, ...]
+    """How large the recorded values are, one entry a site and layer."""
 
 
 def run_condition(
@@ -85,19 +103,69 @@ def run_condition(
     """
     began = time.perf_counter()
     condition = prepared.condition
+    crew, name = context.crew, condition.name
+    recorded_before = crew.recorded(name)
     loaded = prepare_model(context, condition)
+    trained = _settle(context, prepared, loaded, head)
     with _open_writer(context, prepared, loaded) as writer:
+        # trained again they could differ in the last bit; what is committed cannot
+        restore_weights(loaded.model, loaded.family, dict(writer.parameters))
         done_before = "metrics.uar" in writer.parameters
-        trained = _settle_weights(context, condition, loaded, writer, head)
-        captured = capture_segments(loaded, writer, _pass(context, condition), context.reporter)
+        job = _pass(context, condition)
+        if not all(segment.committed for segment in writer.segments):
+            check_restored(loaded, job, _read(context, name), context.reporter)
+        context.reporter.stage(f"{name}: capturing")
+        sites = store_sites(prepared.recorded)
+        capture_segments(loaded, writer, sites, job, context.reporter)
         weights = extract_weights(loaded.model, loaded.family)
-    scores = _score(context, condition)
-    if not done_before:
+    crew.wait_complete(name)
+    capture = _read(context, name)
+    scores = score_capture(capture, context.table.corpus.labels)
+    if crew.leads and not done_before:
         # the writer commits the last segment when it closes, so scores are known only now
         with _open_writer(context, prepared, loaded) as writer:
-            writer.write_parameters(_metric_arrays(scores), attrs=_metric_attrs(context, scores))
-    seconds = time.perf_counter() - began
-    return ConditionResult(condition.name, scores, trained, captured, seconds, weights)
+            attrs = {"n": scores.n, "speakers": list(context.split.test)}
+            writer.write_parameters(metric_arrays(scores), attrs=attrs)
+    certificate = capture.parameter_attrs.get("certificate", {})
+    extents = tuple(summarise(capture))
+    doubts = describe_doubt(certificate, context.config.model.dtype), describe_nonfinite(extents)
+    for doubt in filter(None, doubts):
+        context.reporter.note(f"{name}: {doubt}")
+    return ConditionResult(
+        name=name,
+        scores=scores,
+        trained=trained,
+        captured=len(capture) - recorded_before,
+        seconds=time.perf_counter() - began,
+        weights=weights,
+        certificate=certificate,
+        extents=extents,
+    )
+
+
+def is_settled(parameters: Mapping[str, Any]) -> bool:
+    """Whether the parameters of a capture hold the weights that it is recorded with."""
+    return "head.classifier.weight" in parameters
+
+
+def _settle(
+    context: RunContext,
+    prepared: PreparedCondition,
+    loaded: LoadedModel,
+    head: Mapping[str, np.ndarray] | None,
+) -> bool:
+    """Have the capture and its weights in the store; True if they were trained for that now.
+
+    Rank 0 alone does it, and alone has the store open meanwhile: only so can a capture be made.
+    """
+    crew, name = context.crew, prepared.condition.name
+    if crew.settled(name):
+        return False
+    if not crew.leads:
+        crew.wait_settled(name)
+        return False
+    with crew.wait_unlocked(lambda: _open_writer(context, prepared, loaded, alone=True)) as writer:
+        return _settle_weights(context, prepared.condition, loaded, writer, head)
 
 
 def prepare_model(context: RunContext, condition: Condition) -> LoadedModel:
@@ -111,16 +179,25 @@ def prepare_model(context: RunContext, condition: Condition) -> LoadedModel:
     return loaded
 
 
-def _open_writer(context: RunContext, prepared: PreparedCondition, loaded: LoadedModel) -> Any:  # noqa: ANN401
-    config, table = context.config, context.table
+def capture_outputs(n_labels: int, sites: Sequence[Site]) -> list[Output]:
+    """Return the outputs that every sample of a capture has."""
+    return [Output("logits", (n_labels,)), Output("loss"), statistics_output(sites)]
+
+
+def _open_writer(
+    context: RunContext, prepared: PreparedCondition, loaded: LoadedModel, *, alone: bool = False
+) -> Any:  # noqa: ANN401
+    """Open the capture of a condition, together with the other ranks or alone."""
+    config, table, place = context.config, context.table, context.crew.place
     condition, recorded = prepared.condition, prepared.recorded
     stream = loaded.family.stream
+    sites = store_sites(recorded)
     return create_store(
         context.store_path,
         capture=condition.name,
-        sites=store_sites(recorded),
+        sites=sites,
         products=condition_products(loaded.model, loaded.family, config, recorded),
-        outputs=[Output("logits", (len(table.corpus.labels),)), Output("loss")],
+        outputs=capture_outputs(len(table.corpus.labels), sites),
         config=fingerprint(
             config,
             condition,
@@ -129,13 +206,17 @@ def _open_writer(context: RunContext, prepared: PreparedCondition, loaded: Loade
             data=context.data,
             device=context.device,
         ),
-        attrs=_attributes(context, condition, loaded),
+        attrs=_attributes(context, condition, loaded)
+        | {"statistics": {"places": places(sites), "figures": FIGURES}},
         plan=table.rows(stream, row_frames(recorded, stream)),
         segment_rows=config.run.segment_rows,
         segment_samples=config.run.segment_samples,
         batch_size=config.run.batch_size,
         buffer_bytes=config.run.buffer,
         profile=config.run.profile,
+        rank=0 if alone else place.rank,
+        ranks=1 if alone else place.of,
+        wait_seconds=place.wait_seconds,
     )
 
 
@@ -171,10 +252,6 @@ def _settle_weights(
     head: Mapping[str, np.ndarray] | None,
 ) -> bool:
     """Give the model its final weights and make them durable; True if it was trained for that."""
-    if "head.classifier.weight" in writer.parameters:
-        # a resumed run: training again could differ in the last bit, what is committed cannot
-        restore_weights(loaded.model, loaded.family, dict(writer.parameters))
-        return False
     trains = condition.spec.train is not None
     if trains:
         _train(context, condition, loaded)
@@ -182,7 +259,11 @@ def _settle_weights(
         restore_weights(loaded.model, loaded.family, head, prefix="head.")
     writer.write_parameters(
         extract_weights(loaded.model, loaded.family),
-        attrs={"trained": list(condition.trained), "labels": list(context.table.corpus.labels)},
+        attrs={
+            "trained": list(condition.trained),
+            "labels": list(context.table.corpus.labels),
+            "certificate": certify(loaded, _pass(context, condition), context.reporter),
+        },
     )
     return trains
 
@@ -203,7 +284,6 @@ def _train(context: RunContext, condition: Condition, loaded: LoadedModel) -> No
 
 
 def _pass(context: RunContext, condition: Condition) -> Pass:
-    context.reporter.stage(f"{condition.name}: capturing")
     sites, gradients = wanted_sites(context.config, condition)
     return Pass(
         table=context.table,
@@ -215,22 +295,5 @@ def _pass(context: RunContext, condition: Condition) -> Pass:
     )
 
 
-def _score(context: RunContext, condition: Condition) -> Scores:
-    capture = open_store(context.store_path).capture(condition.name)
-    classes = {label: i for i, label in enumerate(context.table.corpus.labels)}
-    table = capture.samples
-    true = np.array([classes.get(label, -1) for label in table["label"]])
-    kept = (true >= 0) & ~table["exposed"].to_numpy(dtype=bool)
-    return score(np.asarray(capture.read_output("logits"))[kept], true[kept])
-
-
-def _metric_arrays(scores: Scores) -> dict[str, np.ndarray]:
-    return {
-        "metrics.confusion": scores.confusion,
-        "metrics.uar": np.array(scores.uar),
-        "metrics.war": np.array(scores.war),
-    }
-
-
-def _metric_attrs(context: RunContext, scores: Scores) -> dict[str, Any]:
-    return {"n": scores.n, "speakers": list(context.split.test)}
+def _read(context: RunContext, name: str) -> Capture:
+    return open_store(context.store_path).capture(name)

@@ -1,8 +1,15 @@
 """Scores of one capture on its test part."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from ..store import Capture
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,3 +39,21 @@ def score(logits: np.ndarray, classes: np.ndarray) -> Scores:
     recalls = np.diag(confusion)[there] / totals[there]
     war = float(np.trace(confusion) / totals.sum())
     return Scores(int(totals.sum()), float(recalls.mean()), war, confusion)
+
+
+def score_capture(capture: Capture, labels: Sequence[str]) -> Scores:
+    """Score the samples of a capture that no training saw and whose label is known."""
+    classes = {label: i for i, label in enumerate(labels)}
+    table = capture.samples
+    true = np.array([classes.get(label, -1) for label in table["label"]])
+    kept = (true >= 0) & ~table["exposed"].to_numpy(dtype=bool)
+    return score(np.asarray(capture.read_output("logits"))[kept], true[kept])
+
+
+def metric_arrays(scores: Scores) -> dict[str, np.ndarray]:
+    """Return scores as the parameters that a capture keeps."""
+    return {
+        "metrics.confusion": scores.confusion,
+        "metrics.uar": np.array(scores.uar),
+        "metrics.war": np.array(scores.war),
+    }

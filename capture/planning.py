@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ..store import Site
-from ..store.chunking import plan_segments
+from ..store import Forecast, SampleRows, Site, forecast_capture
+from .batching import sample_columns, sample_groups
+from .condition_run import capture_outputs
+from .footprint import DTYPE_BYTES, estimate_memory
 from .preparing import PreparedCondition, PreparedRun, prepare_run
 from .sites import row_frames, store_sites
+from .statistics import places
 
 if TYPE_CHECKING:
     from .config_models import CaptureConfig
-
-DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +48,22 @@ class ConditionPlan:
     """What is trained: empty, ``head`` or ``head and adapter``."""
     head_from: str | None
     """Whose head it uses."""
-    segments: int
-    """Units of commit; a crash costs at most the open one."""
     sites: tuple[SitePlan, ...]
     """Its sites."""
+    forecast: Forecast
+    """What its files will take."""
+    memory_bytes: int
+    """About the most memory it needs at once, `run.buffer` included; with CUDA, of both sides."""
 
     @property
     def bytes(self) -> int:
-        """Bytes of all its sites."""
+        """Bytes of the values of all its sites."""
         return sum(site.bytes for site in self.sites)
+
+    @property
+    def segments(self) -> int:
+        """Units of commit; a crash costs at most the open one."""
+        return self.forecast.segments
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +85,18 @@ class RunPlan:
 
     @property
     def bytes(self) -> int:
-        """Bytes of all captures."""
+        """Bytes of the values of all captures."""
         return sum(condition.bytes for condition in self.conditions)
+
+    @property
+    def forecast(self) -> Forecast:
+        """What the files of all captures will take."""
+        return sum((condition.forecast for condition in self.conditions), Forecast())
+
+    @property
+    def memory_bytes(self) -> int:
+        """About the most memory that the run needs at once: captures follow each other."""
+        return max(condition.memory_bytes for condition in self.conditions)
 
 
 def plan_capture(config: CaptureConfig) -> RunPlan:
@@ -86,8 +105,14 @@ def plan_capture(config: CaptureConfig) -> RunPlan:
     Sites, layers and adapters are resolved in a model without weights, so every error that the
     configuration can cause there comes now.
     """
-    run = prepare_run(config)
-    conditions = tuple(_plan_condition(config, run, prepared) for prepared in run.conditions)
+    return plan_run(config, prepare_run(config))
+
+
+def plan_run(config: CaptureConfig, run: PreparedRun, *, frames: str | None = None) -> RunPlan:
+    """Return what a prepared run will write; with other `frames` than asked for, if given."""
+    conditions = tuple(
+        _plan_condition(config, run, _with_frames(prepared, frames)) for prepared in run.conditions
+    )
     return RunPlan(
         samples=len(run.table.samples),
         train_samples=len(run.split.train_ids),
@@ -98,27 +123,63 @@ def plan_capture(config: CaptureConfig) -> RunPlan:
     )
 
 
+def _with_frames(prepared: PreparedCondition, frames: str | None) -> PreparedCondition:
+    if frames is None:
+        return prepared
+    recorded = tuple(
+        site if site.frames == "none" else replace(site, frames=frames)
+        for site in prepared.recorded
+    )
+    return replace(prepared, recorded=recorded)
+
+
 def _plan_condition(
     config: CaptureConfig, run: PreparedRun, prepared: PreparedCondition
 ) -> ConditionPlan:
     condition, recorded = prepared.condition, prepared.recorded
     sites = store_sites(recorded)
     rows = run.table.rows(run.family.stream, row_frames(recorded, run.family.stream))
-    _, segments = plan_segments(
-        rows,
-        sites,
-        batch_size=config.run.batch_size,
-        segment_rows=config.run.segment_rows,
-        segment_samples=config.run.segment_samples,
-    )
     n_rows = sum(sum(sample.rows.values()) for sample in rows)
     own = condition.spec.train is not None
     return ConditionPlan(
         name=condition.name,
         trains=" and ".join(condition.trained) if own else "",
         head_from=condition.head_from,
-        segments=len(segments),
         sites=tuple(_plan_site(site, n_rows, len(rows)) for site in sites),
+        forecast=_forecast(config, run, prepared, sites, rows),
+        memory_bytes=estimate_memory(config, run, prepared),
+    )
+
+
+def _forecast(
+    config: CaptureConfig,
+    run: PreparedRun,
+    prepared: PreparedCondition,
+    sites: Sequence[Site],
+    rows: Sequence[SampleRows],
+) -> Forecast:
+    table, n_labels = run.table, len(run.corpus.labels)
+    known = table.samples
+    batch_size = config.run.batch_size
+    resolved = config.resolved()
+    metrics = {"metrics.confusion": (n_labels, n_labels), "metrics.uar": (), "metrics.war": ()}
+    return forecast_capture(
+        prepared.condition.name,
+        sites=sites,
+        plan=rows,
+        outputs=capture_outputs(n_labels, sites),
+        columns={
+            "label": [sample.utterance.label for sample in known],
+            **sample_groups(table, known),
+            **sample_columns(table, known, batch_size=batch_size),
+        },
+        parameters=[prepared.weights, metrics],
+        # the definition says what is recorded twice, in the configuration and among the attributes
+        config={"config": resolved, "record": resolved["record"], "statistics": places(sites)},
+        segment_rows=config.run.segment_rows,
+        segment_samples=config.run.segment_samples,
+        batch_size=batch_size,
+        profile=config.run.profile,
     )
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .conditions import Condition, condition_products, condition_sites, order_conditions
 from .corpora import load_corpus
 from .errors import DataError
-from .lora import attach_adapter
+from .lora import attach_adapter, named_weights
 from .models import build_shape
 from .samples import SampleTable, make_table
 from .split import Split, check_training_part, make_split
+from .streams import find_streams, layer_modules
 
 if TYPE_CHECKING:
     from .config_models import CaptureConfig
@@ -28,6 +30,14 @@ class PreparedCondition:
     """The condition."""
     recorded: tuple[RecordedSite, ...]
     """What is recorded of it."""
+    weights: Mapping[str, tuple[int, ...]]
+    """Shapes of the weights that are stored, by name."""
+    model_parameters: int
+    """Parameters of the model, adapter included."""
+    layers: int
+    """Layers of the model."""
+    width: int
+    """Features of its residual stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,18 +88,25 @@ def prepare_run(config: CaptureConfig) -> PreparedRun:
         msg = f"gradients need a loss, and {unknown} samples have no label of data.labels."
         raise DataError(msg)
     conditions = tuple(
-        PreparedCondition(condition, _resolve(config, condition, len(corpus.labels)))
+        _prepare_condition(config, condition, len(corpus.labels))
         for condition in order_conditions(config)
     )
     return PreparedRun(corpus, split, family, frames, table, conditions)
 
 
-def _resolve(
+def _prepare_condition(
     config: CaptureConfig, condition: Condition, n_labels: int
-) -> tuple[RecordedSite, ...]:
+) -> PreparedCondition:
     model, family, _ = build_shape(config.model, n_labels)
     if condition.spec.adapter is not None:
         attach_adapter(model, family, condition.spec.adapter, seed=config.seed)
     recorded = condition_sites(model, family, config, condition)
     condition_products(model, family, config, recorded)  # refuses what could not be read back
-    return recorded
+    return PreparedCondition(
+        condition=condition,
+        recorded=recorded,
+        weights={name: tuple(w.shape) for name, w in named_weights(model, family).items()},
+        model_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        layers=len(layer_modules(model, family)),
+        width=find_streams(model, family)[0].width(model.config),
+    )

@@ -9,11 +9,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .condition_run import ConditionResult, RunContext, run_condition
+from .condition_run import ConditionResult, RunContext, is_settled, run_condition
 from .errors import ConfigError, ModelError
 from .preparing import PreparedRun, prepare_run
+from .ranks import Crew, Place, without_launcher
 from .reporting import Reporter, SilentReporter
 from .samples import corpus_digest, too_long
+from .space import check_space
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -49,12 +51,16 @@ def run_capture(
     device: str = "cpu",
     reporter: Reporter | None = None,
     command: Sequence[str] | None = None,
+    place: Place | None = None,
 ) -> RunSummary:
     """Train and capture every condition of a configuration.
 
     Running it again goes on where it was stopped: committed weights are restored instead of
     trained, committed segments are skipped, and the store's `content_digest` is that of an
     undisturbed run. Conditions that the store does not hold yet are added.
+
+    Several processes, each calling it with the same arguments, share the work: rank 0 trains, every
+    rank captures segments of its own, and all return when all samples are there.
 
     Parameters
     ----------
@@ -68,33 +74,50 @@ def run_capture(
         Hears of stages, progress and notes.
     command
         The command line, for the provenance; None: that of this process.
+    place
+        The place of this process among several; None: what ``torchrun`` or ``accelerate launch``
+        says in RANK, WORLD_SIZE and LOCAL_RANK. Each takes the device ``cuda:LOCAL_RANK``.
 
     Raises
     ------
     ConfigError, DataError, ModelError
         Before anything is trained or written, where that can be known.
+    StoreSpaceError
+        The disk has no room for the run.
     ConfigMismatchError
         The store holds a capture of the same name from another configuration.
     """
     reporter = reporter or SilentReporter()
+    place = Place.from_environment() if place is None else place
     path = _store_path(config, store_path)
+    device = place.device(device)
     _check_device(device)
-    reporter.stage("reading the corpus")
-    run = prepare_run(config)
-    _tell(config, run, reporter)
-    context = RunContext(
-        config=config,
-        store_path=path,
-        device=device,
-        table=run.table,
-        split=run.split,
-        data=corpus_digest(run.corpus),
-        provenance={
-            "versions": {name: metadata.version(name) for name in VERSIONS},
-            "command": _command(sys.argv if command is None else command),
-        },
-        reporter=reporter,
-    )
+    with without_launcher():
+        reporter.stage("reading the corpus")
+        run = prepare_run(config)
+        _tell(config, run, reporter)
+        if place.rank == 0:
+            check_space(config, run, path)
+        with Crew(path, place, is_settled) as crew:
+            context = RunContext(
+                config=config,
+                store_path=path,
+                device=device,
+                table=run.table,
+                split=run.split,
+                data=corpus_digest(run.corpus),
+                provenance={
+                    "versions": {name: metadata.version(name) for name in VERSIONS},
+                    "command": _command(sys.argv if command is None else command),
+                },
+                reporter=reporter,
+                crew=crew,
+            )
+            results = _run_conditions(context, run)
+    return RunSummary(path, run.corpus.labels, run.split.test, len(run.table.samples), results)
+
+
+def _run_conditions(context: RunContext, run: PreparedRun) -> tuple[ConditionResult, ...]:
     results: list[ConditionResult] = []
     weights: dict[str, Mapping[str, np.ndarray]] = {}
     for prepared in run.conditions:
@@ -104,9 +127,7 @@ def run_capture(
         result = run_condition(context, prepared, head)
         weights[condition.name] = result.weights
         results.append(result)
-    return RunSummary(
-        path, run.corpus.labels, run.split.test, len(run.table.samples), tuple(results)
-    )
+    return tuple(results)
 
 
 def _tell(config: CaptureConfig, run: PreparedRun, reporter: Reporter) -> None:
@@ -146,4 +167,11 @@ def _check_device(device: str) -> None:
         raise ConfigError(msg)
     if device.startswith("cuda") and not torch.cuda.is_available():
         msg = f"device {device!r} was asked for, but torch sees no CUDA device. Use cpu."
+        raise ModelError(msg)
+    number = device.partition(":")[2]
+    if number and int(number) >= torch.cuda.device_count():
+        msg = (
+            f"device {device!r} was asked for, but torch sees {torch.cuda.device_count()} CUDA "
+            "devices. Start as many processes a machine as it has."
+        )
         raise ModelError(msg)

@@ -4,11 +4,13 @@ import importlib.util
 import os
 import sys
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from .errors import run_command
+from .fidelity import spell_certificate
 from .options import check_loudness, common_options
 from .output import command_line, format_bytes, format_number, print_json, print_table, public_words
 from .progress import ProgressReporter
@@ -63,6 +65,7 @@ def capture_run(  # noqa: PLR0913  (one parameter an option)
       capture-run demo
       capture-run study.yaml --plan
       capture-run study.yaml --store study.zarr --set captures.lora.train.epochs=10
+      torchrun --nproc-per-node 4 --no-python capture-run study.yaml --device cuda
     """  # noqa: D301  (click reads \b as "keep these lines")
     check_loudness(quiet=quiet, verbose=verbose)
     if workers is not None:
@@ -71,20 +74,25 @@ def capture_run(  # noqa: PLR0913  (one parameter an option)
     _silence_libraries(debug=debug)
     settings = _load(config, overrides, store)
     _check_extra()
-    if plan:
-        _show_plan(settings, as_json=as_json)
-        return
-    from ..capture import run_capture
+    from ..capture import Place, run_capture
 
-    with ProgressReporter(quiet=quiet, verbose=verbose) as reporter:
+    place = Place.from_environment()
+    leads = place.rank == 0  # several processes do the work, one speaks
+    if plan:
+        if leads:
+            _show_plan(settings, as_json=as_json)
+        return
+    with ProgressReporter(quiet=quiet or not leads, verbose=verbose and leads) as reporter:
         summary = run_capture(
             settings,
             store_path=settings.store,
             device=device,
             reporter=reporter,
             command=public_words("capture-run", sys.argv[1:]),
+            place=place,
         )
-    _show_summary(summary, as_json=as_json)
+    if leads:
+        _show_summary(summary, as_json=as_json)
 
 
 def _load(config: str, overrides: tuple[str, ...], store: str | None) -> "CaptureConfig":
@@ -123,9 +131,17 @@ def _silence_libraries(*, debug: bool) -> None:
 
 
 def _show_plan(settings: "CaptureConfig", *, as_json: bool) -> None:
-    from ..capture import plan_capture
+    from ..capture.planning import plan_run
+    from ..capture.preparing import prepare_run
+    from ..capture.space import check_space
 
-    plan = plan_capture(settings)
+    run = prepare_run(settings)
+    plan = plan_run(settings, run)
+    _print_plan(settings, plan, as_json=as_json)
+    check_space(settings, run, Path(str(settings.store)), plan)
+
+
+def _print_plan(settings: "CaptureConfig", plan: "RunPlan", *, as_json: bool) -> None:
     resolved = settings.resolved()
     if as_json:
         sites = {c.name: [_site_line(site) for site in c.sites] for c in plan.conditions}
@@ -150,7 +166,14 @@ def _show_plan(settings: "CaptureConfig", *, as_json: bool) -> None:
         f"{plan.samples} samples ({plan.seconds / 60:.1f} min of audio), {plan.train_samples} for "
         f"training; held out: {', '.join(plan.test_speakers)}"
     )
-    click.echo(f"{format_bytes(plan.bytes)} in all, to {settings.store}")
+    forecast = plan.forecast
+    at_most = "at most " if settings.run.profile == "compact" else ""
+    on_disk = f"{at_most}{format_bytes(forecast.disk_bytes)} on disk"
+    click.echo(
+        f"{format_bytes(plan.bytes)} of values in all: {on_disk} in {forecast.files} files, "
+        f"{forecast.segments} segments, to {settings.store}"
+    )
+    click.echo(f"about {format_bytes(plan.memory_bytes)} of memory at most, for each process")
 
 
 def _site_line(site: object) -> dict[str, object]:
@@ -166,6 +189,10 @@ def _totals(plan: "RunPlan") -> dict[str, object]:
         "seconds": plan.seconds,
         "rows": plan.rows,
         "bytes": plan.bytes,
+        "disk_bytes": plan.forecast.disk_bytes,
+        "files": plan.forecast.files,
+        "segments": plan.forecast.segments,
+        "memory_bytes": plan.memory_bytes,
     }
 
 
@@ -188,6 +215,8 @@ def _show_summary(summary: "RunSummary", *, as_json: bool) -> None:
             for result in summary.conditions
         ],
     )
+    for result in summary.conditions:
+        click.echo(f"fidelity of {result.name}: {spell_certificate(result.certificate)}")
     click.echo(f"scored: speakers no training saw ({', '.join(summary.test_speakers)})")
     click.echo(f"next: {command_line('analyze', ['--store', str(summary.store_path)])}")
 
@@ -206,6 +235,8 @@ def _print_summary_lines(summary: "RunSummary") -> None:
                 "uar": result.scores.uar,
                 "war": result.scores.war,
                 "confusion": result.scores.confusion.tolist(),
+                "certificate": result.certificate,
+                "nonfinite": sum(extent.nonfinite for extent in result.extents),
             }
         )
     print_json(
@@ -221,3 +252,7 @@ def _print_summary_lines(summary: "RunSummary") -> None:
 def main() -> None:
     """Run the command of this process."""
     sys.exit(run_command(capture_run, resumes=True))
+
+
+if __name__ == "__main__":  # `torchrun -m lorascope.cli.capture_run`
+    main()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .errors import run_command
+from .fidelity import spell_certificate
 from .options import check_loudness, common_options, split_names
 from .output import clean, count, format_bytes, print_json, print_table
 from .progress import ProgressReporter
@@ -69,6 +70,9 @@ def info(*, path: str, as_json: bool, quiet: bool, verbose: bool, debug: bool) -
         print_table(keys, [[_spell(described[key]) for key in keys] for described in captures])
     for described in captures:
         click.echo(f"\n{clean(described['capture'], lines=False)}")
+        if described["certificate"]:
+            said = f"fidelity: {spell_certificate(described['certificate'])}"
+            click.echo(clean(said, lines=False))
         print_table(
             ("site", "kind", "layers", "width", "dtype"),
             [
@@ -90,6 +94,7 @@ def _describe(capture: "Capture") -> dict[str, Any]:
         "trained": list(capture.attrs.get("trained", [])),
         "groups": list(capture.groups),
         "outputs": list(capture.outputs),
+        "certificate": _certificate(capture),
         "sites": [
             {
                 "site": site.name,
@@ -101,6 +106,12 @@ def _describe(capture: "Capture") -> dict[str, Any]:
             for site in (*capture.sites.values(), *capture.pooled.values())
         ],
     }
+
+
+def _certificate(capture: "Capture") -> dict[str, Any]:
+    """Return the certificate of a capture; a store may come from anybody, so it may be anything."""
+    certificate = capture.parameter_attrs.get("certificate")
+    return certificate if isinstance(certificate, dict) else {}
 
 
 def _spell(value: object) -> str:

@@ -22,10 +22,14 @@ from .errors import StoreError as StoreError
 from .errors import StoreSpaceError as StoreSpaceError
 from .errors import StoreWriteError as StoreWriteError
 from .errors import UnsealedStoreError as UnsealedStoreError
+from .forecast import Forecast as Forecast
+from .forecast import forecast_capture as forecast_capture
 from .layout import Output as Output
 from .layout import SampleRows as SampleRows
 from .layout import Site as Site
 from .products import Product as Product
+from .ranks import attend_run as attend_run
+from .ranks import is_attending as is_attending
 from .reader import Store as Store
 from .reader import open_store as open_store
 from .repair import RepairReport as RepairReport

@@ -17,11 +17,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from .creation import prepare_folder
 from .errors import LockedStoreError, SampleError
-from .files import LockFile, exclusive_lock
+from .files import LockFile, disk_errors, exclusive_lock
 from .layout import COMMITS
+from .root import refuse_sealed
 
 _POLL_SECONDS = 0.02
+_PROBED_SECONDS = 2.0
+"""How long a lock may seem taken by others that only look at it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,3 +102,47 @@ def join_ranks(
             "start all ranks with the same number of ranks, or wait until the others have ended."
         )
         raise LockedStoreError(msg)
+
+
+def attend_run(stack: ExitStack, root: Path, rank: int) -> None:
+    """Tell the other ranks of a run that this process lives, until `stack` ends.
+
+    Unlike its places among the writers of each capture, a rank holds this lock for the whole run,
+    also while it trains or waits. The store's folder is made where it is not there yet.
+
+    Raises
+    ------
+    LockedStoreError
+        Another process runs under this rank.
+    InvalidStoreError, SealedStoreError
+        The path holds something that cannot be written to.
+    """
+    with disk_errors(f"opening {root} for writing"):
+        refuse_sealed(root)
+        prepare_folder(root)
+        lock = LockFile(_attendance(root, rank))
+    stack.callback(lock.close)
+    deadline = time.monotonic() + _PROBED_SECONDS
+    while not lock.take(shared=False):  # `is_attending` of another rank holds it for a moment
+        if time.monotonic() >= deadline:
+            msg = f"{root} is being written by {lock.owner}: wait for it or stop it first."
+            raise LockedStoreError(msg)
+        time.sleep(_POLL_SECONDS)
+    lock.sign(f"rank {rank} of a run")
+    stack.callback(lock.clear)
+
+
+def is_attending(root: Path, rank: int) -> bool:
+    """Whether the process with this rank lives (see `attend_run`)."""
+    path = _attendance(root, rank)
+    if not path.exists():
+        return False
+    lock = LockFile(path)
+    try:
+        return not lock.take(shared=True)
+    finally:
+        lock.close()
+
+
+def _attendance(root: Path, rank: int) -> Path:
+    return root / COMMITS / f"run-{rank}.lock"

@@ -71,9 +71,10 @@ def test_rows_are_copied_before_the_forward_writes_over_them(writer):
 
 
 def test_float16_overflow_is_refused_on_the_device(writer):
-    model = torch.nn.Sequential(torch.nn.Linear(4, 4)).cuda()
+    linear = torch.nn.Linear(4, 4)
     with torch.no_grad():
-        model[0].bias.fill_(1e5)
+        linear.bias.fill_(1e5)
+    model = torch.nn.Sequential(linear).cuda()
     recorder = Recorder(model, writer, sites=["module.0"], dtype="float16", pool=())
     with recorder, pytest.raises(CaptureError, match="float16"), recorder.batch(["a"]):
         model(torch.zeros(1, 3, 4).cuda())

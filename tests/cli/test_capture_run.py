@@ -53,9 +53,10 @@ def of_manifest(audio: Path) -> list[str]:
 def test_a_run_ends_with_a_table_and_the_next_command(demo, tmp_path: Path):
     ran = demo()
     assert ran.code == 0, ran.err
-    header, frozen, scored, following = ran.out.splitlines()
+    header, frozen, fidelity, scored, following = ran.out.splitlines()
     assert header.split() == ["capture", "samples", "new", "scored", "UAR", "WAR", "seconds"]
     assert frozen.split()[:4] == ["frozen", "32", "32", "16"]
+    assert fidelity.startswith("fidelity of frozen: logits with and without recording equal; alone")
     assert scored == "scored: speakers no training saw (03, 04, 05, 06)"
     assert following == f"next: analyze --store {tmp_path}/s.zarr"
     assert "frozen: training" in ran.err
@@ -70,6 +71,7 @@ def test_json_lines(demo):
     assert [line["type"] for line in lines] == ["capture", "run"]
     assert lines[0]["capture"] == "frozen"
     assert sum(map(sum, lines[0]["confusion"])) == lines[0]["n"] == 16
+    assert lines[0]["certificate"]["hooks"] == lines[0]["nonfinite"] == 0
     assert lines[1]["labels"] == ["anger", "happiness", "neutral", "sadness"]
 
 
