@@ -12,6 +12,7 @@ from .sites import row_frames, store_sites
 
 if TYPE_CHECKING:
     from .config_models import CaptureConfig
+    from .steps import CaptureState
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
 
@@ -46,6 +47,10 @@ class ConditionPlan:
     """What is trained: empty, ``head`` or ``head and adapter``."""
     head_from: str | None
     """Whose head it uses."""
+    step: int | None
+    """Updates before it; None where nothing is trained."""
+    samples: int
+    """Its samples."""
     segments: int
     """Units of commit; a crash costs at most the open one."""
     sites: tuple[SitePlan, ...]
@@ -62,7 +67,7 @@ class RunPlan:
     """What a run will take."""
 
     samples: int
-    """Samples of each capture."""
+    """Samples of each capture (those during training may have fewer)."""
     train_samples: int
     """Samples that training sees."""
     test_speakers: tuple[str, ...]
@@ -70,7 +75,7 @@ class RunPlan:
     seconds: float
     """Audio, in seconds, before cutting to the window."""
     rows: int
-    """Rows of each capture."""
+    """Rows of each capture with all samples."""
     conditions: tuple[ConditionPlan, ...]
     """One plan a capture, in the order in which they run."""
 
@@ -87,7 +92,11 @@ def plan_capture(config: CaptureConfig) -> RunPlan:
     configuration can cause there comes now.
     """
     run = prepare_run(config)
-    conditions = tuple(_plan_condition(config, run, prepared) for prepared in run.conditions)
+    conditions = tuple(
+        _plan_capture(config, run, prepared, state)
+        for prepared in run.conditions
+        for state in prepared.states
+    )
     return RunPlan(
         samples=len(run.table.samples),
         train_samples=len(run.split.train_ids),
@@ -98,12 +107,12 @@ def plan_capture(config: CaptureConfig) -> RunPlan:
     )
 
 
-def _plan_condition(
-    config: CaptureConfig, run: PreparedRun, prepared: PreparedCondition
+def _plan_capture(
+    config: CaptureConfig, run: PreparedRun, prepared: PreparedCondition, state: CaptureState
 ) -> ConditionPlan:
     condition, recorded = prepared.condition, prepared.recorded
     sites = store_sites(recorded, run.family.stream)
-    rows = run.table.rows(run.family.stream, row_frames(recorded))
+    rows = state.table.rows(run.family.stream, row_frames(recorded))
     _, segments = plan_segments(
         rows,
         sites,
@@ -112,11 +121,13 @@ def _plan_condition(
         segment_samples=config.run.segment_samples,
     )
     n_rows = sum(sum(sample.rows.values()) for sample in rows)
-    own = condition.spec.train is not None
+    trains = condition.spec.train is not None and state.final
     return ConditionPlan(
-        name=condition.name,
-        trains=" and ".join(condition.trained) if own else "",
-        head_from=condition.head_from,
+        name=state.name,
+        trains=" and ".join(condition.trained) if trains else "",
+        head_from=state.head_from,
+        step=state.step,
+        samples=len(rows),
         segments=len(segments),
         sites=tuple(_plan_site(site, n_rows, len(rows)) for site in sites),
     )

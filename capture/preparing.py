@@ -12,6 +12,7 @@ from .lora import attach_adapter
 from .models import build_shape
 from .samples import SampleTable, make_table
 from .split import Split, check_training_part, make_split
+from .steps import CaptureState, check_names, plan_states
 
 if TYPE_CHECKING:
     from .config_models import CaptureConfig
@@ -28,6 +29,8 @@ class PreparedCondition:
     """The condition."""
     recorded: tuple[RecordedSite, ...]
     """What is recorded of it."""
+    states: tuple[CaptureState, ...]
+    """Its captures: the steps of its training that were asked for, then the final one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +81,14 @@ def prepare_run(config: CaptureConfig) -> PreparedRun:
         msg = f"gradients need a loss, and {unknown} samples have no label of data.labels."
         raise DataError(msg)
     conditions = tuple(
-        PreparedCondition(condition, _resolve(config, condition, len(corpus.labels)))
+        PreparedCondition(
+            condition,
+            _resolve(config, condition, len(corpus.labels)),
+            plan_states(condition, table, split, seed=config.seed),
+        )
         for condition in order_conditions(config)
     )
+    check_names([state for prepared in conditions for state in prepared.states])
     return PreparedRun(corpus, split, family, frames, table, conditions)
 
 

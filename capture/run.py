@@ -9,7 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .condition_run import ConditionResult, RunContext, run_condition
+from .condition_run import ConditionResult, run_condition
+from .condition_store import RunContext
 from .errors import ConfigError, ModelError
 from .preparing import PreparedRun, prepare_run
 from .reporting import Reporter, SilentReporter
@@ -37,7 +38,7 @@ class RunSummary:
     test_speakers: tuple[str, ...]
     """Speakers that no training saw."""
     samples: int
-    """Samples of each capture."""
+    """Samples of each capture (those during training may have fewer)."""
     conditions: tuple[ConditionResult, ...]
     """One result a capture, in the order in which they ran."""
 
@@ -101,9 +102,9 @@ def run_capture(
         condition = prepared.condition
         own = condition.spec.train is not None or condition.head_from is None
         head = None if own else weights[condition.head_from or ""]
-        result = run_condition(context, prepared, head)
-        weights[condition.name] = result.weights
-        results.append(result)
+        found = run_condition(context, prepared, head)
+        weights[condition.name] = found[-1].weights
+        results += found
     return RunSummary(
         path, run.corpus.labels, run.split.test, len(run.table.samples), tuple(results)
     )
