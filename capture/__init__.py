@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .callback import RecorderCallback as RecorderCallback
     from .config import CaptureConfig as CaptureConfig
     from .config import load_config as load_config
     from .corpora import Corpus as Corpus
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from .errors import ModelError as ModelError
     from .planning import RunPlan as RunPlan
     from .planning import plan_capture as plan_capture
+    from .probe_batch import ProbeBatch as ProbeBatch
     from .ranks import Place as Place
     from .recorder import Recorder as Recorder
     from .recorder import find_sites as find_sites
@@ -32,10 +34,12 @@ if TYPE_CHECKING:
     from .sites import SiteRequest as SiteRequest
 
 _WHERE = {
+    "callback": ("RecorderCallback",),
     "config": ("CaptureConfig", "load_config"),
     "corpora": ("Corpus", "Utterance", "load_corpus"),
     "errors": ("CaptureError", "ConfigError", "DataError", "DeviceMemoryError", "ModelError"),
     "planning": ("RunPlan", "plan_capture"),
+    "probe_batch": ("ProbeBatch",),
     "ranks": ("Place",),
     "recorder": ("Recorder", "find_sites"),
     "reporting": ("Reporter", "SilentReporter"),

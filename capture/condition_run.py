@@ -1,83 +1,57 @@
-"""One condition from its model to its scores: adapt, train or restore, capture, score."""
+"""One condition from its model to its scores: adapt, train or restore, capture, score.
+
+A condition is one capture, or, where steps of its training are asked for, one capture a step and
+the final one. All weights are durable before the first sample is captured, so a run that was
+stopped later never trains again.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..store import Output, create_store, open_store
+from ..store import open_store
 from .batching import Pass
 from .capturing import capture_segments
-from .conditions import Condition, condition_products, fingerprint, wanted_sites
+from .condition_store import RunContext, is_settled, open_writer
+from .conditions import wanted_sites
+from .errors import CaptureError
 from .fidelity import certify, check_restored, describe_doubt
-from .lora import adapter_scaling, attach_adapter, extract_weights, restore_weights
+from .lora import attach_adapter, extract_weights, named_weights, restore_weights
 from .metrics import Scores, metric_arrays, score_capture
 from .models import LoadedModel, load_model
-from .pooling import final_norm
-from .sites import POOLS, row_frames, store_sites
-from .statistics import (
-    FIGURES,
-    Extent,
-    describe_nonfinite,
-    places,
-    statistics_output,
-    summarise,
-)
+from .sites import store_sites
+from .statistics import Extent, describe_nonfinite, summarise
 from .training import Examples, train
+from .trajectory import GRADIENT, StepState, Trajectory
 
 if TYPE_CHECKING:
-    from ..store import Capture, Site
-    from .config_models import CaptureConfig
+    from ..store import Capture
+    from .conditions import Condition
     from .preparing import PreparedCondition
-    from .ranks import Crew
-    from .reporting import Reporter
-    from .samples import SampleTable
-    from .split import Split
-
-
-@dataclass(frozen=True, slots=True)
-class RunContext:
-    """What all conditions of a run share."""
-
-    config: CaptureConfig
-    """The configuration."""
-    store_path: Path
-    """Where the store is."""
-    device: str
-    """Device to compute on."""
-    table: SampleTable
-    """The samples."""
-    split: Split
-    """Which of them training may see."""
-    data: Mapping[str, Any]
-    """What identifies the corpus."""
-    provenance: Mapping[str, Any]
-    """Versions and the command."""
-    reporter: Reporter
-    """Hears of everything."""
-    crew: Crew
-    """The processes that carry out the run."""
+    from .steps import CaptureState
 
 
 @dataclass(frozen=True, slots=True)
 class ConditionResult:
-    """What one condition gave."""
+    """What one capture gave."""
 
     name: str
     """Name of the capture."""
     scores: Scores
     """On the test part; of an untrained head, chance."""
+    samples: int
+    """Samples of the capture."""
     trained: bool
     """Whether it was trained now (and not restored from the store)."""
     captured: int
     """Samples captured now, by all processes of the run; the others were there."""
     seconds: float
-    """Wall time."""
+    """Wall time; training counts for the first capture of a condition."""
     weights: Mapping[str, np.ndarray]
     """Head, final norm and adapter by stored name."""
     certificate: Mapping[str, Any]
@@ -86,9 +60,19 @@ class ConditionResult:
     """How large the recorded values are, one entry a site and layer."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Parameters:
+    """What one capture holds besides its samples."""
+
+    values: Mapping[str, np.ndarray]
+    """Arrays by stored name."""
+    attrs: Mapping[str, Any]
+    """Facts about them."""
+
+
 def run_condition(
     context: RunContext, prepared: PreparedCondition, head: Mapping[str, np.ndarray] | None
-) -> ConditionResult:
+) -> list[ConditionResult]:
     """Carry out one condition; what the store holds of it already is not done again.
 
     Parameters
@@ -96,76 +80,46 @@ def run_condition(
     context
         What all conditions share.
     prepared
-        The condition and its sites.
+        The condition, its sites and its captures.
     head
         Weights of the capture that gives the head; None where the condition trains its own or no
         capture is trained.
+
+    Returns
+    -------
+    list of ConditionResult
+        One a capture, in the order of its steps, the final one last.
     """
     began = time.perf_counter()
-    condition = prepared.condition
-    crew, name = context.crew, condition.name
-    recorded_before = crew.recorded(name)
-    loaded = prepare_model(context, condition)
+    loaded = prepare_model(context, prepared.condition)
     trained = _settle(context, prepared, loaded, head)
-    with _open_writer(context, prepared, loaded) as writer:
-        # trained again they could differ in the last bit; what is committed cannot
-        restore_weights(loaded.model, loaded.family, dict(writer.parameters))
-        done_before = "metrics.uar" in writer.parameters
-        job = _pass(context, condition)
-        if not all(segment.committed for segment in writer.segments):
-            check_restored(loaded, job, _read(context, name), context.reporter)
-        context.reporter.stage(f"{name}: capturing")
-        sites = store_sites(prepared.recorded)
-        capture_segments(loaded, writer, sites, job, context.reporter)
-        weights = extract_weights(loaded.model, loaded.family)
-    crew.wait_complete(name)
-    capture = _read(context, name)
-    scores = score_capture(capture, context.table.corpus.labels)
-    if crew.leads and not done_before:
-        # the writer commits the last segment when it closes, so scores are known only now
-        with _open_writer(context, prepared, loaded) as writer:
-            attrs = {"n": scores.n, "speakers": list(context.split.test)}
-            writer.write_parameters(metric_arrays(scores), attrs=attrs)
-    certificate = capture.parameter_attrs.get("certificate", {})
-    extents = tuple(summarise(capture))
-    doubts = describe_doubt(certificate, context.config.model.dtype), describe_nonfinite(extents)
-    for doubt in filter(None, doubts):
-        context.reporter.note(f"{name}: {doubt}")
-    return ConditionResult(
-        name=name,
-        scores=scores,
-        trained=trained,
-        captured=len(capture) - recorded_before,
-        seconds=time.perf_counter() - began,
-        weights=weights,
-        certificate=certificate,
-        extents=extents,
-    )
-
-
-def is_settled(parameters: Mapping[str, Any]) -> bool:
-    """Whether the parameters of a capture hold the weights that it is recorded with."""
-    return "head.classifier.weight" in parameters
-
-
-def _settle(
-    context: RunContext,
-    prepared: PreparedCondition,
-    loaded: LoadedModel,
-    head: Mapping[str, np.ndarray] | None,
-) -> bool:
-    """Have the capture and its weights in the store; True if they were trained for that now.
-
-    Rank 0 alone does it, and alone has the store open meanwhile: only so can a capture be made.
-    """
-    crew, name = context.crew, prepared.condition.name
-    if crew.settled(name):
-        return False
-    if not crew.leads:
-        crew.wait_settled(name)
-        return False
-    with crew.wait_unlocked(lambda: _open_writer(context, prepared, loaded, alone=True)) as writer:
-        return _settle_weights(context, prepared.condition, loaded, writer, head)
+    results = []
+    for state in prepared.states:
+        before = context.crew.recorded(state.name)
+        _capture(context, prepared, state, loaded)
+        capture = open_store(context.store_path).capture(state.name)
+        scores = _settle_scores(context, prepared, state, loaded, capture)
+        certificate = capture.parameter_attrs.get("certificate", {})
+        extents = tuple(summarise(capture))
+        doubt = describe_doubt(certificate, context.config.model.dtype)
+        for note in filter(None, (doubt, describe_nonfinite(extents))):
+            context.reporter.note(f"{state.name}: {note}")
+        ended = time.perf_counter()
+        results.append(
+            ConditionResult(
+                name=state.name,
+                scores=scores,
+                samples=len(state.table.samples),
+                trained=trained,
+                captured=len(capture) - before,
+                seconds=ended - began,
+                weights=extract_weights(loaded.model, loaded.family),
+                certificate=certificate,
+                extents=extents,
+            )
+        )
+        began = ended
+    return results
 
 
 def prepare_model(context: RunContext, condition: Condition) -> LoadedModel:
@@ -179,96 +133,74 @@ def prepare_model(context: RunContext, condition: Condition) -> LoadedModel:
     return loaded
 
 
-def capture_outputs(n_labels: int, sites: Sequence[Site]) -> list[Output]:
-    """Return the outputs that every sample of a capture has."""
-    return [Output("logits", (n_labels,)), Output("loss"), statistics_output(sites)]
+def _settle(
+    context: RunContext,
+    prepared: PreparedCondition,
+    loaded: LoadedModel,
+    head: Mapping[str, np.ndarray] | None,
+) -> bool:
+    """Have every capture and its weights in the store; True if they were trained for that now.
 
-
-def _open_writer(
-    context: RunContext, prepared: PreparedCondition, loaded: LoadedModel, *, alone: bool = False
-) -> Any:  # noqa: ANN401
-    """Open the capture of a condition, together with the other ranks or alone."""
-    config, table, place = context.config, context.table, context.crew.place
-    condition, recorded = prepared.condition, prepared.recorded
-    stream = loaded.family.stream
-    sites = store_sites(recorded)
-    return create_store(
-        context.store_path,
-        capture=condition.name,
-        sites=sites,
-        products=condition_products(loaded.model, loaded.family, config, recorded),
-        outputs=capture_outputs(len(table.corpus.labels), sites),
-        config=fingerprint(
-            config,
-            condition,
-            context.split,
-            model=loaded.description,
-            data=context.data,
-            device=context.device,
-        ),
-        attrs=_attributes(context, condition, loaded)
-        | {"statistics": {"places": places(sites), "figures": FIGURES}},
-        plan=table.rows(stream, row_frames(recorded, stream)),
-        segment_rows=config.run.segment_rows,
-        segment_samples=config.run.segment_samples,
-        batch_size=config.run.batch_size,
-        buffer_bytes=config.run.buffer,
-        profile=config.run.profile,
-        rank=0 if alone else place.rank,
-        ranks=1 if alone else place.of,
-        wait_seconds=place.wait_seconds,
-    )
-
-
-def _attributes(context: RunContext, condition: Condition, loaded: LoadedModel) -> dict[str, Any]:
-    adapter = condition.spec.adapter
-    split = context.split
-    described = None
-    if adapter is not None:
-        scaling = adapter_scaling(loaded.model, loaded.family)
-        described = {**adapter.model_dump(mode="json"), "scaling": scaling}
-    norm = final_norm(loaded.model, loaded.family)
-    return {
-        "model": loaded.description,
-        "corpus": context.config.data.corpus,
-        "adapter": described,
-        "trained": list(condition.trained),
-        "head": {"from": condition.head_from},
-        "labels": list(context.table.corpus.labels),
-        "seed": context.config.seed,
-        "pools": dict(POOLS),
-        "final_norm": {"kind": "layer_norm", "eps": norm.eps},
-        "split": {"by": split.by, "test": list(split.test)} if condition.trained else None,
-        "record": context.config.resolved()["record"],
-        **context.provenance,
-    }
+    Rank 0 alone does it, and alone has the store open meanwhile: only so can a capture be made.
+    """
+    crew, names = context.crew, [state.name for state in prepared.states]
+    if all(crew.settled(name) for name in names):
+        return False
+    if not crew.leads:
+        for name in names:
+            crew.wait_settled(name)
+        return False
+    return _settle_weights(context, prepared, loaded, head)
 
 
 def _settle_weights(
     context: RunContext,
-    condition: Condition,
+    prepared: PreparedCondition,
     loaded: LoadedModel,
-    writer: Any,  # noqa: ANN401
     head: Mapping[str, np.ndarray] | None,
 ) -> bool:
-    """Give the model its final weights and make them durable; True if it was trained for that."""
-    trains = condition.spec.train is not None
+    """Make the weights of every capture durable; True if they were trained for that.
+
+    Training again could differ in the last bit where what is committed cannot, so it is done only
+    where weights are missing, and then has to agree with those that are there.
+    """
+    needed = set(named_weights(loaded.model, loaded.family))
+    there: dict[str, dict[str, np.ndarray]] = {}
+
+    def open_alone(state: CaptureState) -> Any:  # noqa: ANN401  a writer
+        return context.crew.wait_unlocked(
+            lambda: open_writer(context, prepared, state, loaded, alone=True)
+        )
+
+    # every writer is opened before anything is trained: another run's store is refused here
+    for state in prepared.states:
+        with open_alone(state) as writer:
+            if is_settled(writer.parameters):
+                there[state.name] = {name: writer.parameters[name] for name in needed}
+    trains = prepared.condition.spec.train is not None
     if trains:
-        _train(context, condition, loaded)
-    elif head is not None:
-        restore_weights(loaded.model, loaded.family, head, prefix="head.")
-    writer.write_parameters(
-        extract_weights(loaded.model, loaded.family),
-        attrs={
-            "trained": list(condition.trained),
-            "labels": list(context.table.corpus.labels),
-            "certificate": certify(loaded, _pass(context, condition), context.reporter),
-        },
-    )
+        made = _train(context, prepared, loaded)
+    else:
+        if head is not None:
+            restore_weights(loaded.model, loaded.family, head, prefix="head.")
+        made = {state.name: _final(context, state, loaded, None) for state in prepared.states}
+    _check_agreement(prepared, there, made)
+    for state in prepared.states:
+        if state.name in there:
+            continue
+        values, attrs = made[state.name].values, made[state.name].attrs
+        restore_weights(loaded.model, loaded.family, values)
+        certificate = certify(loaded, _pass(context, state), context.reporter)
+        with open_alone(state) as writer:
+            writer.write_parameters(values, attrs={**attrs, "certificate": certificate})
     return trains
 
 
-def _train(context: RunContext, condition: Condition, loaded: LoadedModel) -> None:
+def _train(
+    context: RunContext, prepared: PreparedCondition, loaded: LoadedModel
+) -> dict[str, _Parameters]:
+    """Train, and return what each capture of the condition has to hold."""
+    condition = prepared.condition
     spec = condition.spec.train
     assert spec is not None
     context.reporter.stage(f"{condition.name}: training")
@@ -278,22 +210,122 @@ def _train(context: RunContext, condition: Condition, loaded: LoadedModel) -> No
         read=lambda i: context.table.waveform(samples[i], rate=rate),
         classes=[sample.class_ for sample in samples],
     )
-    adapter = condition.spec.adapter is not None
-    seed = context.config.seed
-    train(loaded, examples, spec, adapter=adapter, seed=seed, reporter=context.reporter)
+    trajectory = train(
+        loaded,
+        examples,
+        spec,
+        adapter=condition.spec.adapter is not None,
+        seed=context.config.seed,
+        reporter=context.reporter,
+        at=[state.step for state in prepared.states if not state.final and state.step is not None],
+    )
+    ids = [sample.utterance.id for sample in samples]
+    made: dict[str, _Parameters] = {}
+    for state in prepared.states:
+        if state.final:
+            made[state.name] = _final(context, state, loaded, trajectory)
+        else:
+            moment = trajectory.states[state.step or 0]
+            made[state.name] = _moment(context, state, moment, trajectory, ids)
+    return made
 
 
-def _pass(context: RunContext, condition: Condition) -> Pass:
-    sites, gradients = wanted_sites(context.config, condition)
+def _final(
+    context: RunContext, state: CaptureState, loaded: LoadedModel, trajectory: Trajectory | None
+) -> _Parameters:
+    weights = extract_weights(loaded.model, loaded.family)
+    attrs = _about_weights(context, state)
+    if trajectory is None:
+        return _Parameters(weights, attrs)
+    curves = {"before": "each update", "loss": "mean of its batch"}
+    attrs |= {"curves": {**curves, "clipped_at": trajectory.clipped_at}}
+    return _Parameters({**weights, **trajectory.curves()}, attrs)
+
+
+def _moment(
+    context: RunContext,
+    state: CaptureState,
+    moment: StepState,
+    trajectory: Trajectory,
+    ids: list[str],
+) -> _Parameters:
+    gradients = {f"{GRADIENT}{name}": value for name, value in moment.gradients.items()}
+    gradient = {
+        "loss": "mean of the batch of the next update",
+        "batch": [ids[i] for i in moment.examples],
+        "clipped": False,
+        "clipped_at": trajectory.clipped_at,
+    }
+    attrs = {**_about_weights(context, state), "gradient": gradient}
+    return _Parameters({**moment.weights, **gradients}, attrs)
+
+
+def _about_weights(context: RunContext, state: CaptureState) -> dict[str, Any]:
+    return {"trained": list(state.trained), "labels": list(context.table.corpus.labels)}
+
+
+def _check_agreement(
+    prepared: PreparedCondition,
+    there: Mapping[str, Mapping[str, np.ndarray]],
+    made: Mapping[str, _Parameters],
+) -> None:
+    """Refuse to put states of two different trainings beside each other."""
+    for capture, weights in there.items():
+        for name, value in weights.items():
+            if not np.array_equal(value, made[capture].values[name]):
+                condition = prepared.condition.name
+                lacking = ", ".join(s.name for s in prepared.states if s.name not in there)
+                msg = (
+                    f"{condition!r} was trained again, because the store lacks {lacking}, and "
+                    f"{name} differs from what {capture!r} holds: other libraries, another device "
+                    "or another number of threads round differently. Run it where the store was "
+                    f"made, leave those steps out of captures.{condition}.at_steps, or name "
+                    "another store."
+                )
+                raise CaptureError(msg)
+
+
+def _pass(context: RunContext, state: CaptureState) -> Pass:
+    sites, gradients = wanted_sites(context.config, state.condition)
     return Pass(
-        table=context.table,
-        exposed=context.split.train_ids if condition.trained else frozenset(),
+        table=state.table,
+        exposed=context.split.train_ids if state.trained else frozenset(),
         sites=sites,
         gradients=gradients,
         batch_size=context.config.run.batch_size,
-        text=f"capturing {condition.name}",
+        text=f"capturing {state.name}",
     )
 
 
-def _read(context: RunContext, name: str) -> Capture:
-    return open_store(context.store_path).capture(name)
+def _capture(
+    context: RunContext, prepared: PreparedCondition, state: CaptureState, loaded: LoadedModel
+) -> None:
+    """Record the samples of this process, and wait until those of the others are there."""
+    job = _pass(context, state)
+    with open_writer(context, prepared, state, loaded) as writer:
+        # trained again they could differ in the last bit; what is committed cannot
+        restore_weights(loaded.model, loaded.family, dict(writer.parameters))
+        if not all(segment.committed for segment in writer.segments):
+            there = open_store(context.store_path).capture(state.name)
+            check_restored(loaded, job, there, context.reporter)
+        context.reporter.stage(f"{state.name}: capturing")
+        capture_segments(loaded, writer, store_sites(prepared.recorded), job, context.reporter)
+    context.crew.wait_complete(state.name)
+
+
+def _settle_scores(
+    context: RunContext,
+    prepared: PreparedCondition,
+    state: CaptureState,
+    loaded: LoadedModel,
+    capture: Capture,
+) -> Scores:
+    """Return the scores, stored; the last segment was committed when the writer closed."""
+    # nothing is exposed before the first update; scored are the samples of the other steps
+    only = context.split.test_ids if state.step == 0 else None
+    scores = score_capture(capture, context.table.corpus.labels, only=only)
+    if context.crew.leads and "metrics.uar" not in capture.parameters:
+        attrs = {"n": scores.n, "speakers": list(context.split.test)}
+        with open_writer(context, prepared, state, loaded) as writer:
+            writer.write_parameters(metric_arrays(scores), attrs=attrs)
+    return scores

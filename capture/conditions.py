@@ -147,7 +147,8 @@ def fingerprint(
     giver = condition.head_from
     head = None if giver is None else {"from": giver}
     if head is not None and giver != condition.name:
-        head |= {key: resolved["captures"][giver][key] for key in ("adapter", "train")}
+        spec = resolved["captures"][giver]
+        head |= {"adapter": spec["adapter"], "train": _identity_of(spec["train"])}
     return {
         "seed": config.seed,
         "device": device.partition(":")[0],
@@ -157,8 +158,19 @@ def fingerprint(
         "data": dict(data),
         "split": {"by": split.by, "test": list(split.test)} if giver else None,
         "adapter": resolved["captures"][condition.name]["adapter"],
-        "train": resolved["captures"][condition.name]["train"],
+        "train": _identity_of(resolved["captures"][condition.name]["train"]),
         "head": head,
         "batch_size": config.run.batch_size,
         "record": resolved["record"],
     }
+
+
+_LATER_DEFAULTS = {"schedule": "linear", "warmup_ratio": 0.0}
+"""Options that came after the first stores: with their defaults a training is what it was."""
+
+
+def _identity_of(train: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if train is None:
+        return None
+    later = _LATER_DEFAULTS.items()
+    return {key: value for key, value in train.items() if (key, value) not in later}

@@ -28,6 +28,7 @@ from .config_models import (
     RunConfig,
     SiteOptions,
     SplitConfig,
+    StepSamplesConfig,
     TrainConfig,
 )
 from .config_overrides import apply_override
@@ -51,6 +52,7 @@ __all__ = [
     "RunConfig",
     "SiteOptions",
     "SplitConfig",
+    "StepSamplesConfig",
     "TrainConfig",
     "load_config",
     "parse_size",

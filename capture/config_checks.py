@@ -18,6 +18,7 @@ def cross_checks(config: dict[str, Any]) -> Iterator[Problem]:
     yield from _check_split(config)
     yield from _check_corpus(config)
     yield from _check_sites(config)
+    yield from _check_steps(config)
 
 
 def _section(config: dict[str, Any], *path: str) -> dict[str, Any]:
@@ -110,3 +111,23 @@ def _wanted(record: dict[str, Any], key: str, among: tuple[str, ...]) -> list[st
     value = record.get(key)
     names = value if isinstance(value, list | dict) else ()
     return [name for name in names if isinstance(name, str) and name.split(".")[0] in among]
+
+
+def _check_steps(config: dict[str, Any]) -> Iterator[Problem]:
+    captures = _section(config, "captures")
+    trained = _trained(config)
+    for name in captures:
+        moments = _section(captures, name).get("at_steps")
+        chosen = _section(captures, name).get("step_samples")
+        during = isinstance(moments, list) and any(moment != "final" for moment in moments)
+        place = ("captures", name, "at_steps")
+        if during and name not in trained:
+            message = f"captures.{name}.at_steps: the capture has no `train`, so it has no steps; "
+            yield Problem(place, message + "leave at_steps out, or say how it is trained")
+        place = ("captures", name, "step_samples")
+        if chosen is not None and not during:
+            message = f"captures.{name}.step_samples: at_steps names no step before the final one, "
+            yield Problem(place, message + "and the final capture always has all samples")
+        if isinstance(chosen, dict) and ("per_class" in chosen) == ("total" in chosen):
+            message = f"captures.{name}.step_samples: give either per_class or total"
+            yield Problem(place, message)

@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from .config_sites import ADAPTER_SITES, check_site, sites_to_mapping
+from .config_steps import check_moments
 from .config_types import (
     AutoCount,
     Count,
@@ -29,7 +30,6 @@ from .config_types import (
     as_tuple,
     at_least,
     choice,
-    describe,
 )
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "Section",
     "SiteOptions",
     "SplitConfig",
+    "StepSamplesConfig",
     "TrainConfig",
 ]
 
@@ -64,16 +65,6 @@ def _no_interventions(value: object) -> object:
         msg = "interventions are not in this version; leave them out"
         raise ValueError(msg)
     return ()
-
-
-def _final_step_only(value: object) -> object:
-    if value in (["final"], ("final",)):
-        return ("final",)
-    if isinstance(value, list):
-        msg = "captures during training are not in this version, which offers [final]"
-    else:
-        msg = f"expected a list such as [final], got {describe(value)}"
-    raise ValueError(msg)
 
 
 class Section(BaseModel):
@@ -153,10 +144,27 @@ class TrainConfig(Section):
     """Passes over the training part."""
     learning_rate: Positive = 1e-3
     """Peak learning rate of AdamW."""
+    schedule: Annotated[str, Strict(), choice("linear", "constant", "cosine", what="schedule")] = (
+        "linear"
+    )
+    """After warm-up: ``linear`` or ``cosine`` decay to 0 at the last step, or ``constant``."""
+    warmup_ratio: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    """Part of all steps, rounded up, in which the learning rate rises linearly from 0."""
     batch_size: Count = 8
     """Samples per step."""
     weight_decay: Annotated[Number, Field(ge=0)] = 0.0
     """Weight decay of AdamW."""
+
+
+class StepSamplesConfig(Section):
+    """``captures.<name>.step_samples``: a fixed, seeded subset for the captures during training."""
+
+    per_class: Count | None = None
+    """Samples of each label, spread evenly over its speakers."""
+    total: Count | None = None
+    """Samples in all, drawn from all of them alike."""
+    part: Annotated[str, Strict(), choice("all", "train", "test", what="part")] = "all"
+    """Which samples to choose from: all, those that training sees, or the held-out ones."""
 
 
 class CaptureSpec(Section):
@@ -166,8 +174,12 @@ class CaptureSpec(Section):
     """The adapter; None: the base model alone."""
     train: TrainConfig | None = None
     """How it is trained; None: not at all."""
-    at_steps: Annotated[tuple[str, ...], BeforeValidator(_final_step_only)] = ("final",)
-    """Training steps at which to capture."""
+    at_steps: Annotated[tuple[int | str, ...], BeforeValidator(check_moments)] = ("final",)
+    """Moments of its training that are captured as well, as ``<name>.step<N>``: numbers of steps
+    (0: before the first update), ``every:N``, ``epochs``. ``final`` is the capture itself, which
+    is always made."""
+    step_samples: StepSamplesConfig | None = None
+    """Samples of those captures; None: all. The final capture always has all."""
 
 
 class HeadConfig(Section):

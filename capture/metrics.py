@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,12 +41,26 @@ def score(logits: np.ndarray, classes: np.ndarray) -> Scores:
     return Scores(int(totals.sum()), float(recalls.mean()), war, confusion)
 
 
-def score_capture(capture: Capture, labels: Sequence[str]) -> Scores:
-    """Score the samples of a capture that no training saw and whose label is known."""
+def score_capture(
+    capture: Capture, labels: Sequence[str], *, only: Collection[str] | None = None
+) -> Scores:
+    """Score the samples of a capture that no training saw and whose label is known.
+
+    Parameters
+    ----------
+    capture
+        The capture.
+    labels
+        Classes, in the order of its logits.
+    only
+        Score these ids, and no others.
+    """
     classes = {label: i for i, label in enumerate(labels)}
     table = capture.samples
     true = np.array([classes.get(label, -1) for label in table["label"]])
     kept = (true >= 0) & ~table["exposed"].to_numpy(dtype=bool)
+    if only is not None:
+        kept &= table["id"].isin(list(only)).to_numpy()
     return score(np.asarray(capture.read_output("logits"))[kept], true[kept])
 
 

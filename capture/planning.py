@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING
 
 from ..store import Forecast, SampleRows, Site, forecast_capture
 from .batching import sample_columns, sample_groups
-from .condition_run import capture_outputs
+from .condition_store import capture_outputs
 from .footprint import DTYPE_BYTES, estimate_memory
 from .preparing import PreparedCondition, PreparedRun, prepare_run
 from .sites import row_frames, store_sites
 from .statistics import places
+from .trajectory import CURVES, GRADIENT
 
 if TYPE_CHECKING:
     from .config_models import CaptureConfig
+    from .steps import CaptureState
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,10 @@ class ConditionPlan:
     """What is trained: empty, ``head`` or ``head and adapter``."""
     head_from: str | None
     """Whose head it uses."""
+    step: int | None
+    """Updates before it; None where nothing is trained."""
+    samples: int
+    """Its samples."""
     sites: tuple[SitePlan, ...]
     """Its sites."""
     forecast: Forecast
@@ -71,7 +77,7 @@ class RunPlan:
     """What a run will take."""
 
     samples: int
-    """Samples of each capture."""
+    """Samples of each capture (those during training may have fewer)."""
     train_samples: int
     """Samples that training sees."""
     test_speakers: tuple[str, ...]
@@ -79,7 +85,7 @@ class RunPlan:
     seconds: float
     """Audio, in seconds, before cutting to the window."""
     rows: int
-    """Rows of each capture."""
+    """Rows of each capture with all samples."""
     conditions: tuple[ConditionPlan, ...]
     """One plan a capture, in the order in which they run."""
 
@@ -111,7 +117,9 @@ def plan_capture(config: CaptureConfig) -> RunPlan:
 def plan_run(config: CaptureConfig, run: PreparedRun, *, frames: str | None = None) -> RunPlan:
     """Return what a prepared run will write; with other `frames` than asked for, if given."""
     conditions = tuple(
-        _plan_condition(config, run, _with_frames(prepared, frames)) for prepared in run.conditions
+        _plan_state(config, run, _with_frames(prepared, frames), state)
+        for prepared in run.conditions
+        for state in prepared.states
     )
     return RunPlan(
         samples=len(run.table.samples),
@@ -133,20 +141,22 @@ def _with_frames(prepared: PreparedCondition, frames: str | None) -> PreparedCon
     return replace(prepared, recorded=recorded)
 
 
-def _plan_condition(
-    config: CaptureConfig, run: PreparedRun, prepared: PreparedCondition
+def _plan_state(
+    config: CaptureConfig, run: PreparedRun, prepared: PreparedCondition, state: CaptureState
 ) -> ConditionPlan:
     condition, recorded = prepared.condition, prepared.recorded
     sites = store_sites(recorded)
-    rows = run.table.rows(run.family.stream, row_frames(recorded, run.family.stream))
+    rows = state.table.rows(run.family.stream, row_frames(recorded, run.family.stream))
     n_rows = sum(sum(sample.rows.values()) for sample in rows)
-    own = condition.spec.train is not None
+    trains = condition.spec.train is not None and state.final
     return ConditionPlan(
-        name=condition.name,
-        trains=" and ".join(condition.trained) if own else "",
-        head_from=condition.head_from,
+        name=state.name,
+        trains=" and ".join(condition.trained) if trains else "",
+        head_from=state.head_from,
+        step=state.step,
+        samples=len(rows),
         sites=tuple(_plan_site(site, n_rows, len(rows)) for site in sites),
-        forecast=_forecast(config, run, prepared, sites, rows),
+        forecast=_forecast(config, run, prepared, state, sites, rows),
         memory_bytes=estimate_memory(config, run, prepared),
     )
 
@@ -155,16 +165,17 @@ def _forecast(
     config: CaptureConfig,
     run: PreparedRun,
     prepared: PreparedCondition,
+    state: CaptureState,
     sites: Sequence[Site],
     rows: Sequence[SampleRows],
 ) -> Forecast:
-    table, n_labels = run.table, len(run.corpus.labels)
+    table, n_labels = state.table, len(run.corpus.labels)
     known = table.samples
     batch_size = config.run.batch_size
     resolved = config.resolved()
     metrics = {"metrics.confusion": (n_labels, n_labels), "metrics.uar": (), "metrics.war": ()}
     return forecast_capture(
-        prepared.condition.name,
+        state.name,
         sites=sites,
         plan=rows,
         outputs=capture_outputs(n_labels, sites),
@@ -173,7 +184,7 @@ def _forecast(
             **sample_groups(table, known),
             **sample_columns(table, known, batch_size=batch_size),
         },
-        parameters=[prepared.weights, metrics],
+        parameters=[_stored_weights(prepared, state), metrics],
         # the definition says what is recorded twice, in the configuration and among the attributes
         config={"config": resolved, "record": resolved["record"], "statistics": places(sites)},
         segment_rows=config.run.segment_rows,
@@ -181,6 +192,18 @@ def _forecast(
         batch_size=batch_size,
         profile=config.run.profile,
     )
+
+
+def _stored_weights(prepared: PreparedCondition, state: CaptureState) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of what is stored with the weights of a capture."""
+    weights = dict(prepared.weights)
+    if state.step is None:
+        return weights
+    if state.final:
+        return weights | dict.fromkeys(CURVES, (state.step,))
+    parts = tuple(f"{part}." for part in prepared.condition.trained)
+    trained = [name for name in weights if name.startswith(parts)]
+    return weights | {f"{GRADIENT}{name}": weights[name] for name in trained}
 
 
 def _plan_site(site: Site, n_rows: int, n_samples: int) -> SitePlan:

@@ -13,6 +13,7 @@ from .lora import attach_adapter, named_weights
 from .models import build_shape
 from .samples import SampleTable, make_table
 from .split import Split, check_training_part, make_split
+from .steps import CaptureState, check_names, plan_states
 from .streams import find_streams, layer_modules
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ class PreparedCondition:
     """The condition."""
     recorded: tuple[RecordedSite, ...]
     """What is recorded of it."""
+    states: tuple[CaptureState, ...]
+    """Its captures: the steps of its training that were asked for, then the final one."""
     weights: Mapping[str, tuple[int, ...]]
     """Shapes of the weights that are stored, by name."""
     model_parameters: int
@@ -88,14 +91,23 @@ def prepare_run(config: CaptureConfig) -> PreparedRun:
         msg = f"gradients need a loss, and {unknown} samples have no label of data.labels."
         raise DataError(msg)
     conditions = tuple(
-        _prepare_condition(config, condition, len(corpus.labels))
+        _prepare_condition(
+            config,
+            condition,
+            len(corpus.labels),
+            plan_states(condition, table, split, seed=config.seed),
+        )
         for condition in order_conditions(config)
     )
+    check_names([state for prepared in conditions for state in prepared.states])
     return PreparedRun(corpus, split, family, frames, table, conditions)
 
 
 def _prepare_condition(
-    config: CaptureConfig, condition: Condition, n_labels: int
+    config: CaptureConfig,
+    condition: Condition,
+    n_labels: int,
+    states: tuple[CaptureState, ...],
 ) -> PreparedCondition:
     model, family, _ = build_shape(config.model, n_labels)
     if condition.spec.adapter is not None:
@@ -105,6 +117,7 @@ def _prepare_condition(
     return PreparedCondition(
         condition=condition,
         recorded=recorded,
+        states=states,
         weights={name: tuple(w.shape) for name, w in named_weights(model, family).items()},
         model_parameters=sum(parameter.numel() for parameter in model.parameters()),
         layers=len(layer_modules(model, family)),

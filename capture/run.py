@@ -9,7 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .condition_run import ConditionResult, RunContext, is_settled, run_condition
+from .condition_run import ConditionResult, run_condition
+from .condition_store import RunContext, is_settled
 from .errors import ConfigError, ModelError
 from .preparing import PreparedRun, prepare_run
 from .ranks import Crew, Place, without_launcher
@@ -39,7 +40,7 @@ class RunSummary:
     test_speakers: tuple[str, ...]
     """Speakers that no training saw."""
     samples: int
-    """Samples of each capture."""
+    """Samples of each capture (those during training may have fewer)."""
     conditions: tuple[ConditionResult, ...]
     """One result a capture, in the order in which they ran."""
 
@@ -124,9 +125,9 @@ def _run_conditions(context: RunContext, run: PreparedRun) -> tuple[ConditionRes
         condition = prepared.condition
         own = condition.spec.train is not None or condition.head_from is None
         head = None if own else weights[condition.head_from or ""]
-        result = run_condition(context, prepared, head)
-        weights[condition.name] = result.weights
-        results.append(result)
+        found = run_condition(context, prepared, head)
+        weights[condition.name] = found[-1].weights
+        results += found
     return tuple(results)
 
 

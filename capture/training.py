@@ -1,11 +1,13 @@
 """Training head and adapter with the Hugging Face Trainer, for a fixed number of epochs.
 
 Nothing is ever evaluated or selected during training, so no test speaker can shape a weight. It
-computes in float32 whatever the model's dtype, and leaves no file behind.
+computes in float32 whatever the model's dtype, and leaves no file behind. Its steps are watched,
+never interrupted: the same weights come out whatever is kept on the way.
 """
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from torch import nn
 
 from .errors import CaptureError
 from .lora import named_weights
+from .trajectory import Trajectory, TrajectoryRecorder
 
 if TYPE_CHECKING:
     from .config_models import TrainConfig
@@ -45,7 +48,8 @@ def train(
     adapter: bool,
     seed: int,
     reporter: Reporter,
-) -> None:
+    at: Sequence[int] = (),
+) -> Trajectory:
     """Train the head, and the adapter if asked, in place; the same seed gives the same weights.
 
     Without an adapter the encoder is run once: its pooled output cannot change, and only the head
@@ -58,18 +62,26 @@ def train(
     examples
         The training part, and nothing else.
     spec
-        Epochs, learning rate, batch size, weight decay.
+        Epochs, learning rate and its schedule, batch size, weight decay.
     adapter
         Whether the adapter is trained too.
     seed
         Seed of the order of examples and of dropout.
     reporter
         Hears of every step.
+    at
+        Steps whose weights and gradients are kept, each before the last one. They stay in memory
+        (twice the trained weights a step).
+
+    Returns
+    -------
+    Trajectory
+        Loss, learning rate and gradient norm of every step, and the states asked for.
 
     Raises
     ------
     CaptureError
-        The weights are no longer finite.
+        The weights are no longer finite, or several devices would train at once.
     """
     model, dtype = loaded.model, next(loaded.model.parameters()).dtype
     model.float().requires_grad_(requires_grad=False)
@@ -78,12 +90,14 @@ def train(
     trained = {name: w for name, w in weights.items() if name.startswith(wanted)}
     for weight in trained.values():
         weight.requires_grad = True
+    recorder = TrajectoryRecorder(weights, trained, frozenset(at), dtype)
     features = _Features(loaded, examples)
     if adapter:
-        _run_trainer(_Whole(model), features, spec, seed=seed, reporter=reporter)
+        module, dataset = _Whole(model), features
     else:
         pooled = _encode(loaded, features, spec.batch_size, reporter)
-        _run_trainer(_HeadOnly(loaded), pooled, spec, seed=seed, reporter=reporter)
+        module, dataset = _HeadOnly(loaded), pooled
+    trajectory = _run_trainer(module, dataset, spec, recorder, seed=seed, reporter=reporter)
     model.requires_grad_(requires_grad=False).to(dtype).eval()
     lost = [name for name, weight in trained.items() if not bool(torch.isfinite(weight).all())]
     if lost:
@@ -92,6 +106,7 @@ def train(
             f"(it is {spec.learning_rate:g})."
         )
         raise CaptureError(msg)
+    return trajectory
 
 
 class _Features(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
@@ -112,7 +127,8 @@ class _Features(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
             if features.nbytes <= self._free:
                 self._cache[i] = features
                 self._free -= features.nbytes
-        return {"features": features, "labels": torch.tensor(self._examples.classes[i])}
+        class_ = torch.tensor(self._examples.classes[i])
+        return {"features": features, "labels": class_, "index": torch.tensor(i)}
 
 
 class _Pooled(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
@@ -125,7 +141,8 @@ class _Pooled(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         return len(self._pooled)
 
     def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
-        return {"features": self._pooled[i], "labels": self._classes[i]}
+        labels = self._classes[i]
+        return {"features": self._pooled[i], "labels": labels, "index": torch.tensor(i)}
 
 
 class _Whole(nn.Module):
@@ -175,44 +192,82 @@ def _collate(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
 
 def _run_trainer(
     module: nn.Module,
-    dataset: Any,  # noqa: ANN401  any dataset of {"features", "labels"}
+    dataset: Any,  # noqa: ANN401  any dataset of {"features", "labels", "index"}
     spec: TrainConfig,
+    recorder: TrajectoryRecorder,
     *,
     seed: int,
     reporter: Reporter,
-) -> None:
-    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+) -> Trajectory:
+    from transformers import PrinterCallback, Trainer, TrainerCallback
 
     class Progress(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ANN401
             reporter.progress(state.global_step, state.max_steps, "training")
 
+    class Watched(Trainer):
+        def training_step(
+            self,
+            model: nn.Module,
+            inputs: dict[str, Any],
+            num_items_in_batch: torch.Tensor | int | None = None,
+        ) -> torch.Tensor:
+            step = self.state.global_step
+            examples = inputs.pop("index").tolist()
+            recorder.before_update(step)
+            loss = super().training_step(model, inputs, num_items_in_batch)
+            scheduler: Any = self.lr_scheduler
+            rate = float(scheduler.get_last_lr()[0])
+            recorder.after_backward(step, loss=loss, rate=rate, examples=examples)
+            return loss
+
     on_cpu = next(module.parameters()).device.type == "cpu"
+    steps = spec.epochs * -(-len(dataset) // spec.batch_size)
     with tempfile.TemporaryDirectory(prefix="lorascope-training-") as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            num_train_epochs=spec.epochs,
-            learning_rate=spec.learning_rate,
-            weight_decay=spec.weight_decay,
-            per_device_train_batch_size=spec.batch_size,
-            optim="adamw_torch",
-            seed=seed,
-            data_seed=seed,
-            use_cpu=on_cpu,
-            dataloader_pin_memory=not on_cpu,
-            remove_unused_columns=False,
-            report_to="none",
-            save_strategy="no",
-            eval_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
-        )
-        trainer = Trainer(
+        trainer = Watched(
             model=module,
-            args=arguments,
+            args=_arguments(spec, folder, steps, seed=seed, on_cpu=on_cpu),
             train_dataset=dataset,
             data_collator=_collate,
             callbacks=[Progress()],
         )
         trainer.remove_callback(PrinterCallback)
+        _check_one_device(trainer.args.train_batch_size, spec.batch_size)
         trainer.train()
+    return recorder.finish(clipped_at=float(trainer.args.max_grad_norm))
+
+
+def _check_one_device(found: int, asked: int) -> None:
+    """Refuse a batch that the Trainer multiplied: steps and their batches would be others."""
+    if found != asked:
+        msg = (
+            f"the Trainer would train on {found // asked} devices at once, with batches of {found} "
+            f"instead of the {asked} of train.batch_size. Make one visible (CUDA_VISIBLE_DEVICES)."
+        )
+        raise CaptureError(msg)
+
+
+def _arguments(spec: TrainConfig, folder: str, steps: int, *, seed: int, on_cpu: bool) -> Any:  # noqa: ANN401
+    from transformers import TrainingArguments
+
+    schedule = "constant_with_warmup" if spec.schedule == "constant" else spec.schedule
+    return TrainingArguments(
+        output_dir=folder,
+        num_train_epochs=spec.epochs,
+        learning_rate=spec.learning_rate,
+        lr_scheduler_type=schedule,
+        warmup_steps=math.ceil(steps * spec.warmup_ratio),
+        weight_decay=spec.weight_decay,
+        per_device_train_batch_size=spec.batch_size,
+        optim="adamw_torch",
+        seed=seed,
+        data_seed=seed,
+        use_cpu=on_cpu,
+        dataloader_pin_memory=not on_cpu,
+        remove_unused_columns=False,
+        report_to="none",
+        save_strategy="no",
+        eval_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+    )

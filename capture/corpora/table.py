@@ -1,7 +1,7 @@
 """The table of utterances that every corpus loader returns, and how it is narrowed down."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -137,23 +137,28 @@ def _check_labels(name: str, labels: Sequence[str], counts: Counter[str]) -> Non
 
 
 def _subset(kept: Sequence[Utterance], label: str, per_class: int, seed: int) -> list[str]:
-    """Choose ids of one label, taking turns between its speakers."""
-    by_speaker: dict[str, list[str]] = defaultdict(list)
-    for item in kept:
-        if item.label == label:
-            by_speaker[item.speaker].append(item.id)
-    there = sum(map(len, by_speaker.values()))
+    there = sum(item.label == label for item in kept)
     if there < per_class:
         msg = (
             f"data.per_class asks for {per_class} utterances of each label, but {label!r} has "
             f"only {there}; ask for fewer, or leave the label out"
         )
         raise DataError(msg)
+    return choose_evenly(kept, label, per_class, seed)
+
+
+def choose_evenly(kept: Iterable[Utterance], label: str, count: int, seed: int) -> list[str]:
+    """Choose ids of one label, at most `count`, taking turns between its speakers."""
+    by_speaker: dict[str, list[str]] = defaultdict(list)
+    for item in kept:
+        if item.label == label:
+            by_speaker[item.speaker].append(item.id)
     rng = np.random.default_rng([seed, *label.encode()])
     turns = [rng.permutation(by_speaker[speaker]).tolist() for speaker in sorted(by_speaker)]
     rng.shuffle(turns)
-    rounds = [ids[i] for i in range(max(map(len, turns))) for ids in turns if i < len(ids)]
-    return rounds[:per_class]
+    most = max(map(len, turns), default=0)
+    rounds = [ids[i] for i in range(most) for ids in turns if i < len(ids)]
+    return rounds[:count]
 
 
 def check_unique(name: str, utterances: Sequence[Utterance]) -> None:

@@ -70,8 +70,8 @@ record:
         "run.yaml:10:10: missing key 'captures.lora.adapter.alpha'",
         "run.yaml:10:43: captures.lora.adapter.target_modules: expected a list, got the text "
         "'v_proj'",
-        "run.yaml:10:62: captures.lora.at_steps: captures during training are not in this "
-        "version, which offers [final]",
+        "run.yaml:10:62: captures.lora.at_steps: the capture has no `train`, so it has no steps; "
+        "leave at_steps out, or say how it is trained",
         "run.yaml:11:14: head.from: no capture 'frozn'; did you mean 'frozen'?",
         "run.yaml:12:15: run.buffer: expected a size such as 256MiB or 1GB, got the text 'plenty'",
         "run.yaml:12:35: run.batch_size: expected a whole number, got the text 'yes'",
