@@ -17,6 +17,7 @@ from .progress import ProgressReporter
 
 if TYPE_CHECKING:
     from ..capture import CaptureConfig, RunPlan, RunSummary
+    from ..capture.planning import SitePlan
 
 _NEEDED = ("torch", "transformers", "peft", "accelerate", "soundfile")
 
@@ -156,9 +157,9 @@ def _print_plan(settings: "CaptureConfig", plan: "RunPlan", *, as_json: bool) ->
     print_table(
         ("capture", "site", "kind", "layers", "width", "dtype", "rows", "size"),
         [
-            (c.name, s.name, s.kind, s.layers, s.width, s.dtype, s.rows, format_bytes(s.bytes))
-            for c in plan.conditions
-            for s in c.sites
+            (name, s.name, s.kind, s.layers, s.width, s.dtype, s.rows, format_bytes(s.bytes))
+            for name, sites in _grouped(plan)
+            for s in sites
         ],
     )
     click.echo()
@@ -174,6 +175,22 @@ def _print_plan(settings: "CaptureConfig", plan: "RunPlan", *, as_json: bool) ->
         f"{forecast.segments} segments, to {settings.store}"
     )
     click.echo(f"about {format_bytes(plan.memory_bytes)} of memory at most, for each process")
+
+
+def _grouped(plan: "RunPlan") -> list[tuple[str, "tuple[SitePlan, ...]"]]:
+    """Return captures with their sites; steps of one training that take the same in one line."""
+    runs: list[tuple[list[str], tuple[SitePlan, ...]]] = []
+    for capture in plan.conditions:
+        steps = f"{capture.name.rpartition('.step')[0]}.step"
+        alike = runs and runs[-1][0][-1].startswith(steps) and runs[-1][1] == capture.sites
+        if alike and capture.name == f"{steps}{capture.step}":
+            runs[-1][0].append(capture.name)
+        else:
+            runs.append(([capture.name], capture.sites))
+    return [
+        (names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]} ({len(names)}, each)", sites)
+        for names, sites in runs
+    ]
 
 
 def _site_line(site: object) -> dict[str, object]:
@@ -205,7 +222,7 @@ def _show_summary(summary: "RunSummary", *, as_json: bool) -> None:
         [
             (
                 result.name,
-                summary.samples,
+                result.samples,
                 result.captured,
                 result.scores.n,
                 format_number(result.scores.uar),
@@ -227,7 +244,7 @@ def _print_summary_lines(summary: "RunSummary") -> None:
             {
                 "type": "capture",
                 "capture": result.name,
-                "samples": summary.samples,
+                "samples": result.samples,
                 "captured_now": result.captured,
                 "trained_now": result.trained,
                 "seconds": round(result.seconds, 3),

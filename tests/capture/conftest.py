@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from lorascope.capture import ProbeBatch, RecorderCallback
 from lorascope.capture.config_models import AdapterConfig, ModelConfig
-from lorascope.capture.lora import attach_adapter
+from lorascope.capture.lora import attach_adapter, extract_weights, named_weights
 from lorascope.capture.models import LoadedModel, load_model
 from lorascope.capture.sites import POOLS
 from lorascope.store import NewSample
@@ -91,5 +94,103 @@ def make_waves() -> Callable[[int], list[np.ndarray]]:
         lengths = np.linspace(0.2, 1.0, count)
         waves = [np.cumsum(rng.normal(0, 0.02, int(s * RATE))) for s in lengths]
         return [(w - w.mean()).astype(np.float32) * (i + 1) / count for i, w in enumerate(waves)]
+
+    return make
+
+
+class Watcher(TrainerCallback):
+    def __init__(self, study):
+        self.study, self.weights = study, {}
+
+    def on_train_begin(self, args, state, control, **_):
+        self.on_step_end(args, state, control)
+
+    def on_step_end(self, args, state, control, **_):
+        study = self.study
+        self.weights[state.global_step] = extract_weights(study.model, study.loaded.family)
+
+
+class Study:
+    """A model, its training data and its probe batches: the same each time it is made."""
+
+    ADAPTER = AdapterConfig(r=4, alpha=8, target_modules=("v_proj",), dropout=0.3)
+    CLASSES = [0, 1, 2, 3, 0, 1, 2, 3]
+    LABELS = ["anger", "happiness", "neutral", "sadness"]
+    FRAMES = 50
+
+    def __init__(self, make_model, make_waves, *, adapter=ADAPTER, peft=None):
+        self.loaded = make_model(adapter)
+        self.model = self.loaded.model
+        self.features = self.loaded.features(make_waves(len(self.CLASSES)))
+        if peft is not None:
+            from peft import get_peft_model
+
+            torch.manual_seed(0)
+            self.model = get_peft_model(self.model, peft)
+        else:
+            for name, weight in named_weights(self.model, self.loaded.family).items():
+                weight.requires_grad = name.startswith(("head.", "adapter."))
+
+    def probes(self, size=3):
+        for start in range(0, 6, size):
+            at = range(start, min(start + size, 6))
+            yield ProbeBatch(
+                ids=[f"u{i}" for i in at],
+                inputs={"input_features": self.features[list(at)]},
+                labels=[self.LABELS[self.CLASSES[i]] for i in at],
+                mask=np.arange(self.FRAMES)[None] < np.array([[10 + 5 * i] for i in at]),
+                groups={"speaker": [f"s{i % 3}" for i in at]},
+                exposed=[i < 4 for i in at],
+            )
+
+    def loss(self, output, batch):
+        """The loss of each sample of a probe batch."""
+        target = torch.tensor([self.LABELS.index(label) for label in batch.labels])
+        return torch.nn.functional.cross_entropy(output.logits, target, reduction="none")
+
+    def recorder(self, path, **options):
+        """The callback under test."""
+        defaults = {"sites": ["resid_post", "lora_a", "lora_b"], "dtype": "float32"}
+        return RecorderCallback(path, self.probes, **{**defaults, **options})
+
+    def watcher(self):
+        """A callback that keeps the weights after each update, independently."""
+        return Watcher(self)
+
+    def train(self, folder, *callbacks, model=None, resume=None, **options):
+        arguments = TrainingArguments(
+            output_dir=str(folder / "trainer"),
+            num_train_epochs=2,
+            learning_rate=1e-2,
+            per_device_train_batch_size=4,
+            seed=0,
+            use_cpu=True,
+            report_to="none",
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+            **{
+                "save_strategy": "no",
+                "logging_steps": 1,
+                "remove_unused_columns": False,
+                **options,
+            },
+        )
+        data = [
+            {"input_features": f, "labels": torch.tensor(c)}
+            for f, c in zip(self.features, self.CLASSES, strict=True)
+        ]
+        trainer = Trainer(model or self.model, arguments, train_dataset=data, eval_dataset=data[:4])
+        for callback in callbacks:
+            trainer.add_callback(callback)
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+
+@pytest.fixture(scope="session")
+def make_study(make_model, make_waves) -> Callable[..., Study]:
+    """A function that makes a small study to train with a Trainer."""
+
+    def make(**options: Any) -> Study:
+        return Study(make_model, make_waves, **options)
 
     return make

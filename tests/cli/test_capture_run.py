@@ -95,6 +95,19 @@ def test_a_plan_writes_nothing(demo, tmp_path: Path):
     assert line["bytes"] == sum(site["bytes"] for site in line["sites"]["frozen"])
 
 
+def test_a_plan_names_the_steps_of_a_training_together(demo):
+    ran = demo("--plan", "--set", "captures.frozen.at_steps=[0, every:1, final]")
+    assert ran.code == 0, ran.err
+    lines = [line for line in ran.out.splitlines() if " resid_post.mean_valid " in line]
+    assert [line.partition("  ")[0] for line in lines] == [
+        "frozen.step0 .. frozen.step1 (2, each)",
+        "frozen",
+    ]
+    beyond = demo("--set", "captures.frozen.at_steps=[40]")
+    assert beyond.code == 2
+    assert "captures.frozen.at_steps: 40 lies beyond the training, which has 2 steps" in beyond.err
+
+
 def test_misspelt_keys(run, tmp_path: Path):
     config = tmp_path / "run.yaml"
     config.write_text("modle: {}\ndata: {corpus: demo}\ncaptures: {a: {}}\n")
