@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from .preparing import PreparedCondition, PreparedRun
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
-LIBRARIES_BYTES = 600 * 2**20
-"""What Python takes once torch, transformers and peft are loaded (without CUDA's own context)."""
+LIBRARIES_BYTES = 2**30
+"""What a process takes once torch, transformers and peft are loaded (without a CUDA context)."""
 FORWARD_WIDTHS = 12
 """Features of a frame that live at once in a layer: its input, its branches, the wide middle."""
 SAVED_WIDTHS = 24

@@ -108,7 +108,9 @@ def write(path, rows, batches, *, rank=0, ranks=1):
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_capture_sums_over_batches_segments_and_ranks(tmp_path, batches, ranks):
     rows = [3, 2, 4, 1, 5]
-    values = [write(tmp_path / "s", rows, batches, rank=r, ranks=ranks) for r in range(ranks)][-1]
+    values = write(tmp_path / "s", rows, batches, rank=0, ranks=ranks)
+    for rank in range(1, ranks):
+        write(tmp_path / "s", rows, batches, rank=rank, ranks=ranks)
     extents = summarise(open_store(tmp_path / "s").capture("c"))
     assert [(e.site, e.layer) for e in extents] == places(SITES)
     assert [(e.nonfinite, e.samples) for e in extents] == [(0, 0), (1, 1), (0, 0), (1, 1), (0, 0)]
