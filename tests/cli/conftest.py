@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import click
+
+# It takes its progress bars from the environment, once, when it is imported: `run` changes that.
+import huggingface_hub.constants  # noqa: F401
 import pytest
 
 from lorascope.cli.errors import run_command
