@@ -59,20 +59,32 @@ def capture_segments(loaded: LoadedModel, writer: Any, job: Pass, reporter: Repo
     int
         Samples captured now.
     """
-    by_id = job.table.by_id()
-    total = len(job.table.samples)
-    done = sum(len(segment.samples) for segment in writer.segments if segment.committed)
     captured = 0
     recorder = Recorder(loaded.model, writer, sites=job.sites, gradients=job.gradients)
-    with recorder, _device_memory(job.batch_size):
-        for segment in writer.segments:
-            if segment.committed:
-                continue
-            for ids in batched(segment.samples, job.batch_size):
-                _capture_batch(loaded, recorder, job, [by_id[i] for i in ids])
-                captured += len(ids)
-                reporter.progress(done + captured, total, job.text)
+    with recorder, device_memory(job.batch_size):
+        for samples in open_batches(writer, job.table, job.batch_size, job.text, reporter):
+            _capture_batch(loaded, recorder, job, samples)
+            captured += len(samples)
     return captured
+
+
+def open_batches(
+    writer: Any,  # noqa: ANN401
+    table: SampleTable,
+    batch_size: int,
+    text: str,
+    reporter: Reporter,
+) -> Iterator[list[Sample]]:
+    """Yield the batches of every segment that is not committed yet; tell `reporter` of each."""
+    by_id = table.by_id()
+    done = sum(len(segment.samples) for segment in writer.segments if segment.committed)
+    for segment in writer.segments:
+        if segment.committed:
+            continue
+        for ids in batched(segment.samples, batch_size):
+            yield [by_id[i] for i in ids]
+            done += len(ids)
+            reporter.progress(done, len(table.samples), text)
 
 
 def _capture_batch(
@@ -85,8 +97,8 @@ def _capture_batch(
     batch = recorder.batch(
         [utterance.id for utterance in utterances],
         labels=[utterance.label for utterance in utterances],
-        groups=_groups(job.table, samples),
-        columns=_columns(job.table, samples),
+        groups=sample_groups(job.table, samples),
+        columns=sample_columns(job.table, samples),
         exposed=[utterance.id in job.exposed for utterance in utterances],
         mask=prefix_mask([sample.valid_frames for sample in samples], job.table.frames),
     )
@@ -104,14 +116,16 @@ def per_sample_loss(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor
     return losses.masked_fill(classes == UNKNOWN, float("nan"))
 
 
-def _groups(table: SampleTable, samples: Sequence[Sample]) -> dict[str, list[str]]:
+def sample_groups(table: SampleTable, samples: Sequence[Sample]) -> dict[str, list[str]]:
+    """Return what must not be cut between training and test, one entry a sample."""
     groups = {"speaker": [sample.utterance.speaker for sample in samples]}
     if any(utterance.session for utterance in table.corpus.utterances):
         groups["session"] = [sample.utterance.session for sample in samples]
     return groups
 
 
-def _columns(table: SampleTable, samples: Sequence[Sample]) -> dict[str, list[Any]]:
+def sample_columns(table: SampleTable, samples: Sequence[Sample]) -> dict[str, list[Any]]:
+    """Return the further columns of a capture, one entry a sample."""
     names = sorted({name for u in table.corpus.utterances for name in u.columns})
     own = {name: [s.utterance.columns.get(name, "") for s in samples] for name in names}
     return {
@@ -122,7 +136,8 @@ def _columns(table: SampleTable, samples: Sequence[Sample]) -> dict[str, list[An
 
 
 @contextmanager
-def _device_memory(batch_size: int) -> Iterator[None]:
+def device_memory(batch_size: int) -> Iterator[None]:
+    """Say what to do where the device runs out of memory."""
     try:
         yield
     except torch.OutOfMemoryError as error:

@@ -91,7 +91,7 @@ def run_condition(
         trained = _settle_weights(context, condition, loaded, writer, head)
         captured = capture_segments(loaded, writer, _pass(context, condition), context.reporter)
         weights = extract_weights(loaded.model, loaded.family)
-    scores = _score(context, condition)
+    scores = score_capture(context, condition.name)
     if not done_before:
         # the writer commits the last segment when it closes, so scores are known only now
         with _open_writer(context, prepared, loaded) as writer:
@@ -128,7 +128,7 @@ def _open_writer(context: RunContext, prepared: PreparedCondition, loaded: Loade
             data=context.data,
             device=context.device,
         ),
-        attrs=_attributes(context, condition, loaded),
+        attrs=capture_attributes(context, condition, loaded),
         plan=table.rows(stream, row_frames(recorded)),
         segment_rows=config.run.segment_rows,
         segment_samples=config.run.segment_samples,
@@ -138,7 +138,10 @@ def _open_writer(context: RunContext, prepared: PreparedCondition, loaded: Loade
     )
 
 
-def _attributes(context: RunContext, condition: Condition, loaded: LoadedModel) -> dict[str, Any]:
+def capture_attributes(
+    context: RunContext, condition: Condition, loaded: LoadedModel
+) -> dict[str, Any]:
+    """Return what a capture says of itself beside its values (JSON)."""
     adapter = condition.spec.adapter
     split = context.split
     described = None
@@ -214,8 +217,9 @@ def _pass(context: RunContext, condition: Condition) -> Pass:
     )
 
 
-def _score(context: RunContext, condition: Condition) -> Scores:
-    capture = open_store(context.store_path).capture(condition.name)
+def score_capture(context: RunContext, name: str) -> Scores:
+    """Score the stored logits of a capture on its samples that no training saw."""
+    capture = open_store(context.store_path).capture(name)
     classes = {label: i for i, label in enumerate(context.table.corpus.labels)}
     table = capture.samples
     true = np.array([classes.get(label, -1) for label in table["label"]])

@@ -4,15 +4,15 @@ from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     Strict,
     model_serializer,
 )
 
+from .config_interventions import Interventions
+from .config_section import Section
 from .config_sites import ADAPTER_SITES, check_site, sites_to_mapping
 from .config_types import (
     AutoCount,
@@ -59,13 +59,6 @@ _Pools = Annotated[tuple[_Pool, ...], Strict(), BeforeValidator(as_tuple)]
 _RowDtype = Annotated[str, Strict(), choice("bfloat16", "float16", "float32", what="storage dtype")]
 
 
-def _no_interventions(value: object) -> object:
-    if value not in ([], None, ()):
-        msg = "interventions are not in this version; leave them out"
-        raise ValueError(msg)
-    return ()
-
-
 def _final_step_only(value: object) -> object:
     if value in (["final"], ("final",)):
         return ("final",)
@@ -74,14 +67,6 @@ def _final_step_only(value: object) -> object:
     else:
         msg = f"expected a list such as [final], got {describe(value)}"
     raise ValueError(msg)
-
-
-class Section(BaseModel):
-    """A section of the configuration: immutable, and without unknown keys."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, populate_by_name=True, use_attribute_docstrings=True
-    )
 
 
 class ModelConfig(Section):
@@ -260,8 +245,8 @@ class CaptureConfig(Section):
     """Conditions by name, in the order in which they are captured."""
     head: HeadConfig = HeadConfig()
     run: RunConfig = RunConfig()
-    interventions: Annotated[tuple[Any, ...], BeforeValidator(_no_interventions)] = ()
-    """Changes made to the model while it runs."""
+    interventions: Interventions = ()
+    """Changes made to the model while it runs, each a capture beside the unchanged one."""
     record: RecordConfig = RecordConfig()
 
     def resolved(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..store import Site
 from ..store.chunking import plan_segments
@@ -58,6 +58,20 @@ class ConditionPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class InterventionPlan:
+    """What one intervention will take; it records logits and losses alone."""
+
+    name: str
+    """Name of its capture."""
+    of: str
+    """The capture that is changed."""
+    change: dict[str, Any]
+    """What is done, as its attributes will say."""
+    forwards: int
+    """Samples that run through the model: each once, or with another one before it."""
+
+
+@dataclass(frozen=True, slots=True)
 class RunPlan:
     """What a run will take."""
 
@@ -73,6 +87,8 @@ class RunPlan:
     """Rows of each capture."""
     conditions: tuple[ConditionPlan, ...]
     """One plan a capture, in the order in which they run."""
+    interventions: tuple[InterventionPlan, ...] = ()
+    """One plan an intervention, in the order in which they run, after all captures."""
 
     @property
     def bytes(self) -> int:
@@ -95,6 +111,16 @@ def plan_capture(config: CaptureConfig) -> RunPlan:
         seconds=sum(utterance.duration_seconds for utterance in run.corpus.utterances),
         rows=max((s.rows for c in conditions for s in c.sites if s.kind == "row"), default=0),
         conditions=conditions,
+        interventions=tuple(
+            InterventionPlan(
+                name=f"{prepared.condition.name}.{one.name}",
+                of=prepared.condition.name,
+                change=one.describe(),
+                forwards=one.passes * len(run.table.samples),
+            )
+            for prepared in run.conditions
+            for one in prepared.interventions
+        ),
     )
 
 

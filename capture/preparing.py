@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .conditions import Condition, condition_sites, order_conditions
 from .corpora import load_corpus
 from .errors import DataError
+from .intervention_plan import Intervention, Subject, expand_interventions
 from .lora import attach_adapter
 from .models import build_shape
 from .samples import SampleTable, make_table
@@ -28,6 +30,8 @@ class PreparedCondition:
     """The condition."""
     recorded: tuple[RecordedSite, ...]
     """What is recorded of it."""
+    interventions: tuple[Intervention, ...] = ()
+    """What is changed in it afterwards, in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,17 +81,27 @@ def prepare_run(config: CaptureConfig) -> PreparedRun:
     if config.record.gradients and unknown:
         msg = f"gradients need a loss, and {unknown} samples have no label of data.labels."
         raise DataError(msg)
+    ordered = order_conditions(config)
+    subjects = {one.name: _resolve(config, one, len(corpus.labels)) for one in ordered}
+    changes = expand_interventions(config, subjects)
+    _check_partners(changes, table)
     conditions = tuple(
-        PreparedCondition(condition, _resolve(config, condition, len(corpus.labels)))
-        for condition in order_conditions(config)
+        PreparedCondition(one, subjects[one.name].recorded, changes[one.name]) for one in ordered
     )
     return PreparedRun(corpus, split, family, frames, table, conditions)
 
 
-def _resolve(
-    config: CaptureConfig, condition: Condition, n_labels: int
-) -> tuple[RecordedSite, ...]:
+def _resolve(config: CaptureConfig, condition: Condition, n_labels: int) -> Subject:
     model, family, _ = build_shape(config.model, n_labels)
     if condition.spec.adapter is not None:
         attach_adapter(model, family, condition.spec.adapter, seed=config.seed)
-    return condition_sites(model, family, config, condition)
+    recorded = condition_sites(model, family, config, condition)
+    return Subject(condition.spec, model, family, recorded)
+
+
+def _check_partners(changes: Mapping[str, Sequence[Intervention]], table: SampleTable) -> None:
+    """Refuse to take another sample's update where there is no other sample."""
+    resampled = [one for some in changes.values() for one in some if one.passes > 1]
+    if resampled and len(table.samples) < 2:
+        msg = f"{resampled[0].name} takes another sample's update, and there is only one sample."
+        raise DataError(msg)

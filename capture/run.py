@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .condition_run import ConditionResult, RunContext, run_condition
 from .errors import ConfigError, ModelError
+from .intervention_run import InterventionResult, run_interventions
 from .preparing import PreparedRun, prepare_run
 from .reporting import Reporter, SilentReporter
 from .samples import corpus_digest, too_long
@@ -40,6 +41,8 @@ class RunSummary:
     """Samples of each capture."""
     conditions: tuple[ConditionResult, ...]
     """One result a capture, in the order in which they ran."""
+    interventions: tuple[InterventionResult, ...] = ()
+    """One result an intervention, in the order in which they ran."""
 
 
 def run_capture(
@@ -104,8 +107,22 @@ def run_capture(
         result = run_condition(context, prepared, head)
         weights[condition.name] = result.weights
         results.append(result)
+    # after all captures, because a patch reads another one
+    conditions = {prepared.condition.name: prepared.condition for prepared in run.conditions}
+    changed = [
+        result
+        for prepared in run.conditions
+        for result in run_interventions(
+            context, prepared, weights[prepared.condition.name], conditions
+        )
+    ]
     return RunSummary(
-        path, run.corpus.labels, run.split.test, len(run.table.samples), tuple(results)
+        path,
+        run.corpus.labels,
+        run.split.test,
+        len(run.table.samples),
+        tuple(results),
+        tuple(changed),
     )
 
 
