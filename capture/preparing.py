@@ -82,7 +82,7 @@ def prepare_run(config: CaptureConfig) -> PreparedRun:
         msg = f"gradients need a loss, and {unknown} samples have no label of data.labels."
         raise DataError(msg)
     ordered = order_conditions(config)
-    subjects = {one.name: _resolve(config, one, len(corpus.labels)) for one in ordered}
+    subjects = {one.name: resolve_subject(config, one, len(corpus.labels)) for one in ordered}
     changes = expand_interventions(config, subjects)
     _check_partners(changes, table)
     conditions = tuple(
@@ -91,7 +91,8 @@ def prepare_run(config: CaptureConfig) -> PreparedRun:
     return PreparedRun(corpus, split, family, frames, table, conditions)
 
 
-def _resolve(config: CaptureConfig, condition: Condition, n_labels: int) -> Subject:
+def resolve_subject(config: CaptureConfig, condition: Condition, n_labels: int) -> Subject:
+    """Return a condition's model without weights, and what is recorded of it."""
     model, family, _ = build_shape(config.model, n_labels)
     if condition.spec.adapter is not None:
         attach_adapter(model, family, condition.spec.adapter, seed=config.seed)
