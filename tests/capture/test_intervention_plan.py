@@ -173,5 +173,5 @@ def test_names_are_those_of_captures_too(plan):
     captures = (
         "captures={plain: {adapter: null, train: {epochs: 1}}, plain.erase0-zero: {adapter: null}}"
     )
-    with pytest.raises(ConfigError, match="would be named 'plain.erase0-zero'"):
+    with pytest.raises(ConfigError, match=r"would be named 'plain\.erase0-zero'"):
         plan("[{erase: {layer: 0}}]", captures, "record={sites: [embed]}")

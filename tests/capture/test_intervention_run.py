@@ -140,10 +140,11 @@ def continue_from(store, states, *, first):
     parameters = dict(store.capture("frozen").parameters)
     restore_weights(loaded.model, loaded.family, parameters)
     parts = []
-    for x in torch.from_numpy(states).split(4):
+    for batch in torch.from_numpy(states).split(4):
+        x = batch
         for layer in layer_modules(loaded.model, loaded.family)[first:]:
-            x = layer(x, attention_mask=None)
-            x = x[0] if isinstance(x, tuple) else x
+            output = layer(x, attention_mask=None)
+            x = output[0] if isinstance(output, tuple) else output
         encoded = loaded.model.encoder.layer_norm(x)
         parts.append(loaded.model.classifier(loaded.model.projector(encoded).mean(dim=1)))
     return torch.cat(parts)

@@ -44,7 +44,9 @@ def states(loaded, features):
     layers = layer_modules(loaded.model, loaded.family)
     handles = [
         layers[0].register_forward_pre_hook(
-            lambda _m, args, kwargs: seen.update({-1: args[0] if args else kwargs["hidden_states"]}),
+            lambda _m, args, kwargs: seen.update(
+                {-1: args[0] if args else kwargs["hidden_states"]}
+            ),
             with_kwargs=True,
         ),
         *(
@@ -115,8 +117,8 @@ def test_a_watched_update_is_output_minus_input(adapted, features):
     with watch_updates(adapted.model, adapted.family, (1, 3), seen.__setitem__), torch.no_grad():
         adapted.model(features)
     assert set(seen) == {1, 3}
-    for layer in seen:
-        assert torch.equal(seen[layer], plain[layer] - plain[layer - 1])
+    for layer, update in seen.items():
+        assert torch.equal(update, plain[layer] - plain[layer - 1])
 
 
 @pytest.mark.usefixtures("unharmed")
@@ -200,9 +202,9 @@ def test_an_ablated_matrix(adapted, features, matrix):
         assert float(value.double().norm()) == pytest.approx(norm, rel=2.0**-23)
         assert not torch.equal(value, weights[key])
         assert key not in again or torch.equal(value, again[key])
-    assert not torch.equal(drawn[0, "v_proj"], other_matrices(adapted, ablation("random"), seed=1)[
-        0, "v_proj"
-    ])
+    assert not torch.equal(
+        drawn[0, "v_proj"], other_matrices(adapted, ablation("random"), seed=1)[0, "v_proj"]
+    )
 
     taken = other_matrices(adapted, ablation("resample"), seed=0)
     for short in ("q_proj", "v_proj"):
