@@ -49,7 +49,13 @@ def erasure_section(table: pd.DataFrame, study: Study) -> Section:
 
 def _group(table: pd.DataFrame, study: Study, y: str) -> FigureGroup | None:
     rows = having(having(table, "layer"), y)
-    changes = list(dict.fromkeys(strings(rows, "change")))[:MOST_CHANGES]
+    names = strings(rows, "change")
+    # a single layer makes no curve: it is in the table
+    changes = [
+        change
+        for change in dict.fromkeys(names)
+        if len(set(values(take(rows, names == change), "layer"))) > 1
+    ][:MOST_CHANGES]
     panels = [_panel(rows, study, y, str(change), i) for i, change in enumerate(changes)]
     if not panels:
         return None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import re
+from pathlib import Path
 
 import pytest
 
@@ -175,3 +177,17 @@ def test_names_are_those_of_captures_too(plan):
     )
     with pytest.raises(ConfigError, match=r"would be named 'plain\.erase0-zero'"):
         plan("[{erase: {layer: 0}}]", captures, "record={sites: [embed]}")
+
+
+def test_the_example_of_the_docs_is_served(tmp_path):
+    docs = Path(__file__).parents[2] / "docs" / "interventions.md"
+    (example,) = re.findall(r"```yaml\n(.*?)```", docs.read_text(), flags=re.DOTALL)
+    lora = "lora: {adapter: {r: 4, alpha: 8, target_modules: [v_proj]}, train: {epochs: 1}}"
+    text = CONFIG.replace("captures:\n", f"captures:\n  {lora}\n")
+    (tmp_path / "docs.yaml").write_text(text + example)
+    found = expand_interventions(
+        load_config(tmp_path / "docs.yaml"), subjects_of(tmp_path / "docs.yaml", ())
+    )
+    names = [change.name for change in found["lora"]]
+    assert {"erase0-mean", "erase-from3-zero", "lora_off", "lora_off0", "swap"} < set(names)
+    assert names.index("erase-from3-zero") < names.index("erase-from2-zero")
