@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .intervention_plan import Intervention, same_shape
+from .intervention import Intervention
+from .intervention_plan import same_shape
 from .interventions import (
     adapter_matrices,
     patch_taps,

@@ -6,12 +6,13 @@ checked against models without weights, so that a mistake is told before anythin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .config_interventions import ADAPTER_KINDS, InterventionConfig
 from .errors import ConfigError
+from .intervention import Intervention, choose_layers, list_layers, spell_layers
 from .lora import adapted_modules
 from .naming import layer_modules
 from .sites import RecordedSite, SiteRequest, resolve_sites
@@ -26,60 +27,6 @@ COVERING_FRAMES = ("valid", "all")
 """Rows that a patch can take: those of all frames that hold audio, or of all frames."""
 LONGEST_NAME = 100
 """Characters of `<capture>.<intervention>`, as of any capture of a configuration."""
-
-
-@dataclass(frozen=True, slots=True)
-class Intervention:
-    """One change of one model."""
-
-    name: str
-    """Its part of the capture's name, after the dot."""
-    kind: str
-    """A kind of `config_interventions.KINDS`."""
-    layers: tuple[int, ...] | None = None
-    """Layers that are changed at once; None for a patch at a site without layers."""
-    how: str = ""
-    """Of an erasure or ablation."""
-    end: str = ""
-    """Of a cumulative erasure: where it began, ``bottom`` or ``top``."""
-    matrix: str = ""
-    """Of an ablation: ``A`` or ``B``."""
-    by: float | None = None
-    """Of a scaling: the factor."""
-    site: str = ""
-    """Of a patch: the site, as it is recorded."""
-    source: str = ""
-    """Of a patch: the capture that the rows come from."""
-
-    @property
-    def layer(self) -> int | None:
-        """The one layer that it is about; of a cumulative erasure the last that was added."""
-        if self.layers is None:
-            return None
-        if self.kind == "erase_cumulative":
-            return self.layers[-1] if self.end == "bottom" else self.layers[0]
-        return self.layers[0] if len(self.layers) == 1 else None
-
-    @property
-    def passes(self) -> int:
-        """Forward passes a batch: an erasure by resampling runs other samples first."""
-        return 2 if self.how == "resample" and self.kind.startswith("erase") else 1
-
-    def describe(self) -> dict[str, Any]:
-        """Return it as a capture's attributes hold it (JSON), what does not apply left out."""
-        facts = {
-            "name": self.name,
-            "kind": self.kind,
-            "layer": self.layer,
-            "layers": None if self.layers is None else list(self.layers),
-            "how": self.how or None,
-            "end": self.end or None,
-            "matrix": self.matrix or None,
-            "by": self.by,
-            "site": self.site or None,
-            "from": self.source or None,
-        }
-        return {key: value for key, value in facts.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +222,7 @@ def _patches(
             raise ConfigError(msg)
         return [replace(make, name=f"patch-{recorded.name}-{patch.from_}")]
     if patch.layer is None:
-        msg = f"{recorded.name} has layers: say which (recorded: {_listed(recorded.layers)})."
+        msg = f"{recorded.name} has layers: say which (recorded: {list_layers(recorded.layers)})."
         raise ConfigError(msg)
     there = tuple(layer for layer in recorded.layers if layer in (target.layers or ()))
     return [
@@ -308,45 +255,6 @@ def _recorded_rows(site: str, source: str, subject: Subject) -> RecordedSite:
         )
         raise ConfigError(msg)
     return named[0]
-
-
-def choose_layers(
-    choice: str | tuple[int, ...], there: tuple[int, ...]
-) -> Iterator[tuple[int, ...]]:
-    """Yield the layers of each intervention that a choice stands for.
-
-    Parameters
-    ----------
-    choice
-        ``all``: each by itself; ``together``: all at once; or numbers: these at once.
-    there
-        What there is to choose from.
-
-    Raises
-    ------
-    ConfigError
-        A layer that is not there.
-    """
-    if choice == "all":
-        yield from ((layer,) for layer in there)
-        return
-    chosen = there if choice == "together" else tuple(sorted(int(layer) for layer in choice))
-    outside = [layer for layer in chosen if layer not in there]
-    if outside:
-        msg = f"there is no layer {outside[0]} to change: there are {_listed(there)}."
-        raise ConfigError(msg)
-    yield chosen
-
-
-def spell_layers(layers: Sequence[int]) -> str:
-    """Return layers as a name can hold them: ``3``, ``2to5`` or ``1_4``."""
-    if len(layers) > 1 and list(layers) == list(range(layers[0], layers[-1] + 1)):
-        return f"{layers[0]}to{layers[-1]}"
-    return "_".join(map(str, layers))
-
-
-def _listed(layers: Sequence[int]) -> str:
-    return ", ".join(map(str, layers)) or "none"
 
 
 def _check_names(expanded: Mapping[str, Sequence[Intervention]]) -> None:

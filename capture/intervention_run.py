@@ -21,8 +21,8 @@ from .capturing import (
 )
 from .condition_run import RunContext, capture_attributes, prepare_model, score_capture
 from .conditions import Condition, fingerprint
+from .intervention import Intervention
 from .intervention_material import Change, Material, make_change
-from .intervention_plan import Intervention
 from .lora import restore_weights
 
 if TYPE_CHECKING:

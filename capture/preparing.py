@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from .conditions import Condition, condition_sites, order_conditions
 from .corpora import load_corpus
 from .errors import DataError
-from .intervention_plan import Intervention, Subject, expand_interventions
+from .intervention import Intervention
+from .intervention_plan import Subject, expand_interventions
 from .lora import attach_adapter
 from .models import build_shape
 from .samples import SampleTable, make_table

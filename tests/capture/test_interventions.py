@@ -10,8 +10,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from lorascope.capture import CaptureError
 from lorascope.capture.config_models import AdapterConfig
 from lorascope.capture.families import Tap
+from lorascope.capture.intervention import Intervention
 from lorascope.capture.intervention_material import draw_cycle, make_change, other_matrices
-from lorascope.capture.intervention_plan import Intervention
 from lorascope.capture.interventions import (
     adapter_matrices,
     patch_taps,
