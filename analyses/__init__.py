@@ -9,6 +9,7 @@ from .catalogue import analyze as analyze
 from .cka import CKA as CKA
 from .cka_estimate import linear_cka as linear_cka
 from .contribution import Contribution as Contribution
+from .erasure import Erasure as Erasure
 from .errors import AnalysisError as AnalysisError
 from .errors import AnalysisInputError as AnalysisInputError
 from .errors import MemoryBudgetError as MemoryBudgetError

@@ -14,6 +14,7 @@ from ..store import Store, open_store
 from .cka import CKA
 from .contribution import Contribution
 from .engine import Progress, Runner, open_runner, run_passes
+from .erasure import Erasure
 from .errors import AnalysisInputError, MissingSitesError
 from .fold import ArrayKey, Fold
 from .lens import Lens
@@ -22,8 +23,8 @@ from .plan import Analysis, Outcome, Plan, Table
 from .pooled import CollectFold, PooledSource
 from .probe import Probe
 from .scores import Scores
-from .selection import Selection, check_captures, select
-from .source import Source
+from .selection import Selection, check_captures, select, with_interventions
+from .source import Source, interventions_of
 from .svd import SVD
 from .tables import to_dataset
 
@@ -34,6 +35,7 @@ CATALOGUE: dict[str, Analysis] = {
     "lens": Lens(),
     "contribution": Contribution(),
     "outputs": Scores(),
+    "erasure": Erasure(),
 }
 """Every analysis with its default options."""
 ANALYSES: dict[str, str] = {name: analysis.description for name, analysis in CATALOGUE.items()}
@@ -85,8 +87,9 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
     -------
     dict
         Datasets by table name (`cka`, `svd`, `spectrum`, `probe`, `lens`, `contribution`,
-        `outputs`, `confusion`), each of one dimension `entry` with the columns as variables. The
-        attributes say seed, memory, passes, bytes read, the store and the choices of the estimator.
+        `outputs`, `confusion`, `erasure`), each of one dimension `entry` with the columns as
+        variables. The attributes say seed, memory, passes, bytes read, the store and the choices of
+        the estimator. Captures of interventions appear in `erasure` alone.
 
     Raises
     ------
@@ -105,7 +108,9 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
     memory_bytes = parse_bytes(memory)
     store = store if isinstance(store, Store) else open_store(store)
     against = against if against is None or isinstance(against, Store) else open_store(against)
-    source = Source.open(store, check_captures(captures, store.captures), against)
+    asked = check_captures(captures, store.captures)
+    asked = with_interventions(asked, interventions_of(store), store.captures)
+    source = Source.open(store, asked, against)
     with open_runner(workers, scheduler) as runner:
         selection = select(
             source,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .errors import AnalysisInputError
@@ -29,13 +29,23 @@ class Selection:
 
     @property
     def captures(self) -> list[View]:
-        """Captures of the store itself."""
+        """Captures of the store itself, those of interventions aside."""
+        return [v for v in self._own if not v.base]
+
+    @property
+    def changed(self) -> list[View]:
+        """Captures of interventions of the store itself."""
+        return [v for v in self._own if v.base]
+
+    @property
+    def _own(self) -> list[View]:
         return [v for name, v in self.source.views.items() if not name.startswith(AGAINST)]
 
     @property
     def others(self) -> list[View]:
         """Captures of the other store."""
-        return [v for name, v in self.source.views.items() if name.startswith(AGAINST)]
+        views = self.source.views.items()
+        return [v for name, v in views if name.startswith(AGAINST) and not v.base]
 
     def wants_site(self, site: str) -> bool:
         """Return whether a site passes the filter."""
@@ -147,6 +157,30 @@ def check_captures(asked: Sequence[str] | None, present: Sequence[str]) -> list[
         if name not in present:
             raise AnalysisInputError(_absent("capture", name, present))
     return list(dict.fromkeys(asked)) if asked else list(present)
+
+
+def with_interventions(
+    names: Sequence[str], bases: Mapping[str, str], present: Sequence[str]
+) -> list[str]:
+    """Return captures with what belongs to them: their interventions, and what those changed.
+
+    Parameters
+    ----------
+    names
+        Captures that were asked for.
+    bases
+        Every capture of an intervention, with the name of the capture that it changed.
+    present
+        All captures of the store.
+
+    Returns
+    -------
+    list
+        Unchanged captures first.
+    """
+    changed = [bases[name] for name in names if bases.get(name) in present]
+    plain = [name for name in dict.fromkeys([*names, *changed]) if name not in bases]
+    return plain + [name for name, base in bases.items() if base in names or name in names]
 
 
 def _absent(kind: str, asked: object, present: Iterable[str]) -> str:

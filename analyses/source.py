@@ -56,6 +56,11 @@ class View:
         """Places on the axis of the samples that the capture has."""
         return np.flatnonzero(self.index_n >= 0)
 
+    @property
+    def base(self) -> str:
+        """Name of the capture that an intervention changed; empty for any other capture."""
+        return base_of(self.attrs)
+
     def trained(self, part: str) -> bool:
         """Return whether `head` or `adapter` was trained; true where the capture does not say."""
         return part in self.attrs.get("trained", ("head", "adapter"))
@@ -63,6 +68,21 @@ class View:
     def info(self, key: ArrayKey) -> SiteInfo:
         """Return what the store says of an array."""
         return self.pooled[f"{key.site}.{key.pool}"] if key.pool else self.sites[key.site]
+
+
+def base_of(attrs: Mapping[str, Any]) -> str:
+    """Return the name of the capture that an intervention changed, from a capture's attributes.
+
+    Empty for a capture that is no intervention's.
+    """
+    of = attrs.get("of")
+    return of if isinstance(attrs.get("intervention"), Mapping) and isinstance(of, str) else ""
+
+
+def interventions_of(store: Store) -> dict[str, str]:
+    """Return the captures of interventions, each with the name of the capture that it changed."""
+    bases = {name: base_of(store.capture(name).attrs) for name in store.captures}
+    return {name: base for name, base in bases.items() if base}
 
 
 @dataclass(slots=True)

@@ -15,6 +15,7 @@ import pandas as pd
 import xarray as xr
 
 from ..store import Capture, Store
+from .source import interventions_of
 
 type _Row = dict[str, Any]
 
@@ -48,10 +49,12 @@ def summarise(
     -------
     dict
         JSON-able, without NaN: `command`, `created`, `seed`, `memory`, `versions`, `store` (name,
-        uuid, content digest), `captures` (what each is), `skipped` (analysis: reason), `tables`
+        uuid, content digest), `captures` (what each is), `interventions` (what each changed),
+        `skipped` (analysis: reason), `tables`
         (rows and estimator choices of each), `values`.
     """
     attrs = [dataset.attrs for dataset in results.values()]
+    changed = interventions_of(store)
     skipped: dict[str, str] = {}
     for one in attrs:
         skipped |= json.loads(one.get("skipped", "{}"))
@@ -62,7 +65,15 @@ def summarise(
         "memory": attrs[0].get("memory") if attrs else None,
         "versions": {"python": sys.version.split()[0], **_versions()},
         "store": describe_store(store),
-        "captures": {name: describe_capture(store.capture(name)) for name in store.captures},
+        "captures": {
+            name: describe_capture(store.capture(name))
+            for name in store.captures
+            if name not in changed
+        },
+        "interventions": {
+            name: _plain({"of": base, **store.capture(name).attrs["intervention"]})
+            for name, base in changed.items()
+        },
         "skipped": skipped,
         "tables": {
             name: {"rows": int(d.sizes["entry"]), "attrs": _plain(d.attrs)}
@@ -128,6 +139,7 @@ def collect_values(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
             _mean_values, keys=("capture", "component"), columns=("ratio_mean", "cosine_mean")
         ),
         "cka": _cka_values,
+        "erasure": _erasure_values,
     }
     rows = {name: tables[name].to_dict("records") for name in makers if name in tables}
     return {name: makers[name](_plain(records)) for name, records in rows.items()}
@@ -201,6 +213,15 @@ def _cka_values(rows: Sequence[_Row]) -> dict[str, Any]:
         pair: {site: _mean(values) for site, values in sites.items()}
         for pair, sites in groups.items()
     }
+
+
+def _erasure_values(rows: Sequence[_Row]) -> dict[str, Any]:
+    """Return the differences of every intervention, by capture."""
+    columns = ("layer", "delta_uar", "delta_uar_low", "delta_uar_high", "kl", "n", "reason")
+    found: dict[str, Any] = {}
+    for row in rows:
+        found.setdefault(row["capture"], {})[row["intervention"]] = _pick(row, columns)
+    return found
 
 
 def _pick(row: _Row, names: Sequence[str]) -> _Row:

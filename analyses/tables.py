@@ -73,12 +73,18 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         *("capture", "uar", "uar_low", "uar_high", "war", "macro_f1", "nll", "ece", *_END),
     ),
     "confusion": ("capture", "label", "predicted", "count", *_END),
+    "erasure": (
+        *("capture", "intervention", "change", "layer", "delta_uar", "delta_uar_low"),
+        *("delta_uar_high", "delta_war", "delta_war_low", "delta_war_high", "delta_nll"),
+        *("delta_nll_low", "delta_nll_high", "delta_p_true", "delta_p_true_low"),
+        *("delta_p_true_high", "kl", "kl_low", "kl_high", *_END),
+    ),
 }
 """Columns of each table in their order; a table may have more after them."""
 _TEXT = {
     *("capture", "site", "capture_a", "site_a", "capture_b", "site_b", "granularity", "kernel"),
     *("estimator", "mask", "probe", "split", "fold", "component", "label", "predicted"),
-    *("exposed", "reason"),
+    *("intervention", "change", "exposed", "reason"),
 }
 _WHOLE = {"layer", "layer_a", "layer_b", "n", "index", "count"}
 _LAYERS = ("layer", "layer_a", "layer_b")

@@ -95,6 +95,12 @@ def adapters_of(model: nn.Module, family: Family) -> list[Adapter]:
     return found
 
 
+def layer_adapters(model: nn.Module, family: Family) -> dict[tuple[int, str], Adapter]:
+    """Return the adapters inside of layers by (layer, name)."""
+    found = adapters_of(model, family)
+    return {(a.layer, a.name): a for a in found if a.layer is not None}
+
+
 def _lora_modules(
     model: nn.Module, family: Family, kind: type
 ) -> Iterator[tuple[str, tuple[str | None, int | None], str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import batched
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..store import Site
     from .models import LoadedModel
     from .reporting import Reporter
-    from .samples import Sample
+    from .samples import Sample, SampleTable
 
 
 def capture_segments(
@@ -43,9 +43,6 @@ def capture_segments(
     reporter
         Hears of every batch.
     """
-    by_id = job.table.by_id()
-    total = sum(len(segment.samples) for segment in writer.segments)
-    done = sum(len(segment.samples) for segment in writer.segments if segment.committed)
     sizer = BatchSizer(job.batch_size, reporter)
     watched = Watcher(writer, sites)
     with Recorder(loaded.model, watched, sites=job.sites, gradients=job.gradients) as recorder:
@@ -53,10 +50,25 @@ def capture_segments(
         def record(samples: Sequence[Sample]) -> None:
             record_batch(loaded, recorder, job, prepare_batch(loaded, job, samples))
 
-        for segment in writer.segments:
-            if segment.committed:
-                continue
-            for ids in batched(segment.samples, job.batch_size):
-                sizer.act([by_id[i] for i in ids], record)
-                done += len(ids)
-                reporter.progress(done, total, job.text)
+        for samples in open_batches(writer, job.table, job.batch_size, job.text, reporter):
+            sizer.act(samples, record)
+
+
+def open_batches(
+    writer: Any,  # noqa: ANN401
+    table: SampleTable,
+    batch_size: int,
+    text: str,
+    reporter: Reporter,
+) -> Iterator[list[Sample]]:
+    """Yield the batches of every segment that is not committed yet; tell `reporter` of each."""
+    by_id = table.by_id()
+    total = sum(len(segment.samples) for segment in writer.segments)
+    done = sum(len(segment.samples) for segment in writer.segments if segment.committed)
+    for segment in writer.segments:
+        if segment.committed:
+            continue
+        for ids in batched(segment.samples, batch_size):
+            yield [by_id[i] for i in ids]
+            done += len(ids)
+            reporter.progress(done, total, text)

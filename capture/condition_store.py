@@ -93,7 +93,7 @@ def open_writer(
         products=condition_products(loaded.model, loaded.family, config, recorded),
         outputs=capture_outputs(len(context.table.corpus.labels), sites),
         config=_identity(context, state, loaded),
-        attrs=_attributes(context, state, loaded)
+        attrs=capture_attributes(context, state, loaded)
         | {"statistics": {"places": places(sites), "figures": FIGURES}},
         plan=state.table.rows(stream, row_frames(recorded, stream)),
         segment_rows=config.run.segment_rows,
@@ -128,7 +128,10 @@ def _identity(context: RunContext, state: CaptureState, loaded: LoadedModel) -> 
     return {**identity, "step": state.step, "step_samples": samples}
 
 
-def _attributes(context: RunContext, state: CaptureState, loaded: LoadedModel) -> dict[str, Any]:
+def capture_attributes(
+    context: RunContext, state: CaptureState, loaded: LoadedModel
+) -> dict[str, Any]:
+    """Return what a capture says of itself beside its values (JSON)."""
     adapter = state.condition.spec.adapter
     split = context.split
     described = None

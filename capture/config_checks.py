@@ -7,6 +7,7 @@ reported where they stand.
 from collections.abc import Iterator
 from typing import Any
 
+from .config_interventions import ADAPTER_KINDS
 from .config_sites import ADAPTER_SITES, WEIGHT_SITES
 from .config_types import suggest
 from .config_yaml import Problem
@@ -19,6 +20,7 @@ def cross_checks(config: dict[str, Any]) -> Iterator[Problem]:
     yield from _check_corpus(config)
     yield from _check_sites(config)
     yield from _check_steps(config)
+    yield from _check_interventions(config)
 
 
 def _section(config: dict[str, Any], *path: str) -> dict[str, Any]:
@@ -131,3 +133,35 @@ def _check_steps(config: dict[str, Any]) -> Iterator[Problem]:
         if isinstance(chosen, dict) and ("per_class" in chosen) == ("total" in chosen):
             message = f"captures.{name}.step_samples: give either per_class or total"
             yield Problem(place, message)
+
+
+def _check_interventions(config: dict[str, Any]) -> Iterator[Problem]:
+    """Check the captures that interventions name."""
+    captures = _section(config, "captures")
+    listed = config.get("interventions")
+    for i, entry in enumerate(listed if isinstance(listed, list) and captures else ()):
+        if not isinstance(entry, dict):
+            continue
+        place = ("interventions", i)
+        source = _section(entry, "patch").get("from")
+        if isinstance(source, str) and source not in captures:
+            hint = suggest(source, captures) or f" (there: {', '.join(captures)})"
+            message = f"interventions[{i}].patch.from: no capture {source!r}{hint}"
+            yield Problem((*place, "patch", "from"), message)
+        named = entry.get("captures")
+        for j, name in enumerate(named if isinstance(named, list) else ()):
+            yield from _check_changed((*place, "captures", j), entry, name, captures)
+
+
+def _check_changed(
+    place: tuple[str | int, ...], entry: dict[str, Any], name: object, captures: dict[str, Any]
+) -> Iterator[Problem]:
+    """Check one capture that an intervention is to change."""
+    where = f"interventions[{place[1]}].captures[{place[3]}]"
+    kind = next((kind for kind in ADAPTER_KINDS if kind in entry), None)
+    if isinstance(name, str) and name not in captures:
+        hint = suggest(name, captures) or f" (there: {', '.join(captures)})"
+        yield Problem(place, f"{where}: no capture {name!r}{hint}")
+    elif isinstance(name, str) and kind and _section(captures, name).get("adapter") is None:
+        message = f"{where}: capture {name!r} has no adapter, so {kind} changes nothing there"
+        yield Problem(place, message)

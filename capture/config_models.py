@@ -4,15 +4,15 @@ from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     Strict,
     model_serializer,
 )
 
+from .config_interventions import Interventions
+from .config_section import Section
 from .config_sites import ADAPTER_SITES, check_site, sites_to_mapping
 from .config_steps import check_moments
 from .config_types import (
@@ -58,21 +58,6 @@ _Site = Annotated[str, Strict(), AfterValidator(check_site)]
 _Pool = Annotated[str, Strict(), choice("mean_valid", "mean_all_normed", what="pool")]
 _Pools = Annotated[tuple[_Pool, ...], Strict(), BeforeValidator(as_tuple)]
 _RowDtype = Annotated[str, Strict(), choice("bfloat16", "float16", "float32", what="storage dtype")]
-
-
-def _no_interventions(value: object) -> object:
-    if value not in ([], None, ()):
-        msg = "interventions are not in this version; leave them out"
-        raise ValueError(msg)
-    return ()
-
-
-class Section(BaseModel):
-    """A section of the configuration: immutable, and without unknown keys."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, populate_by_name=True, use_attribute_docstrings=True
-    )
 
 
 class ModelConfig(Section):
@@ -282,8 +267,8 @@ class CaptureConfig(Section):
     """Conditions by name, in the order in which they are captured."""
     head: HeadConfig = HeadConfig()
     run: RunConfig = RunConfig()
-    interventions: Annotated[tuple[Any, ...], BeforeValidator(_no_interventions)] = ()
-    """Changes made to the model while it runs."""
+    interventions: Interventions = ()
+    """Changes made to the model while it runs, each a capture beside the unchanged one."""
     record: RecordConfig = RecordConfig()
 
     def resolved(self) -> dict[str, Any]:

@@ -53,13 +53,17 @@ def section_of(declared: object) -> tuple[type[BaseModel] | None, bool]:
     model : type or None
         The section's class.
     named : bool
-        True where the type maps free names to that section (``captures``, ``sites``).
+        True where the type maps free names to that section (``captures``, ``sites``), or lists
+        such sections (``interventions``).
     """
     origin = typing.get_origin(declared)
     if origin is Annotated:
         return section_of(typing.get_args(declared)[0])
     if origin is dict:
         return section_of(typing.get_args(declared)[1])[0], True
+    if origin is tuple:
+        model = section_of(typing.get_args(declared)[0])[0]
+        return model, model is not None
     if origin in (typing.Union, types.UnionType):
         found = (section_of(option) for option in typing.get_args(declared))
         return next((pair for pair in found if pair[0] is not None), (None, False))

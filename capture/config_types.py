@@ -195,9 +195,9 @@ Positive = Annotated[Number, Field(gt=0)]
 Size = Annotated[int, BeforeValidator(parse_size)]
 AutoCount = Annotated[Count | None, BeforeValidator(_auto_to_none), _none_as("auto")]
 Frames = Annotated[Text, AfterValidator(_check_frames)]
-_LayerNumbers = Annotated[tuple[Index, ...], Strict(), at_least(1), AfterValidator(_check_unique)]
+LayerNumbers = Annotated[tuple[Index, ...], Strict(), at_least(1), AfterValidator(_check_unique)]
 Layers = Annotated[
-    Annotated[Literal["all"], Tag("all")] | Annotated[_LayerNumbers, Tag("list")],
+    Annotated[Literal["all"], Tag("all")] | Annotated[LayerNumbers, Tag("list")],
     Discriminator(lambda value: "all" if value == "all" else "list"),
     BeforeValidator(_check_layers),
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..store import Forecast, SampleRows, Site, forecast_capture
 from .batching import sample_columns, sample_groups
@@ -73,6 +73,20 @@ class ConditionPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class InterventionPlan:
+    """What one intervention will take; it records logits and losses alone."""
+
+    name: str
+    """Name of its capture."""
+    of: str
+    """The capture that is changed."""
+    change: dict[str, Any]
+    """What is done, as its attributes will say."""
+    forwards: int
+    """Samples that run through the model: each once, or with another one before it."""
+
+
+@dataclass(frozen=True, slots=True)
 class RunPlan:
     """What a run will take."""
 
@@ -88,6 +102,8 @@ class RunPlan:
     """Rows of each capture with all samples."""
     conditions: tuple[ConditionPlan, ...]
     """One plan a capture, in the order in which they run."""
+    interventions: tuple[InterventionPlan, ...] = ()
+    """One plan an intervention, in the order in which they run, after all captures."""
 
     @property
     def bytes(self) -> int:
@@ -128,6 +144,16 @@ def plan_run(config: CaptureConfig, run: PreparedRun, *, frames: str | None = No
         seconds=sum(utterance.duration_seconds for utterance in run.corpus.utterances),
         rows=max((s.rows for c in conditions for s in c.sites if s.kind == "row"), default=0),
         conditions=conditions,
+        interventions=tuple(
+            InterventionPlan(
+                name=f"{prepared.condition.name}.{one.name}",
+                of=prepared.condition.name,
+                change=one.describe(),
+                forwards=one.passes * len(run.table.samples),
+            )
+            for prepared in run.conditions
+            for one in prepared.interventions
+        ),
     )
 
 

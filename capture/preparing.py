@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .conditions import Condition, condition_products, condition_sites, order_conditions
 from .corpora import load_corpus
 from .errors import DataError
+from .intervention import Intervention
+from .intervention_plan import Subject, expand_interventions
 from .lora import attach_adapter, named_weights
 from .models import build_shape
 from .samples import SampleTable, make_table
@@ -33,6 +35,8 @@ class PreparedCondition:
     """What is recorded of it."""
     states: tuple[CaptureState, ...]
     """Its captures: the steps of its training that were asked for, then the final one."""
+    interventions: tuple[Intervention, ...]
+    """What is changed in the final one afterwards, in order."""
     weights: Mapping[str, tuple[int, ...]]
     """Shapes of the weights that are stored, by name."""
     model_parameters: int
@@ -90,36 +94,55 @@ def prepare_run(config: CaptureConfig) -> PreparedRun:
     if config.record.gradients and unknown:
         msg = f"gradients need a loss, and {unknown} samples have no label of data.labels."
         raise DataError(msg)
+    ordered = order_conditions(config)
+    subjects = {one.name: resolve_subject(config, one, len(corpus.labels)) for one in ordered}
+    changes = expand_interventions(config, subjects)
+    _check_partners(changes, table)
     conditions = tuple(
         _prepare_condition(
-            config,
-            condition,
-            len(corpus.labels),
-            plan_states(condition, table, split, seed=config.seed),
+            one,
+            subjects[one.name],
+            plan_states(one, table, split, seed=config.seed),
+            changes[one.name],
         )
-        for condition in order_conditions(config)
+        for one in ordered
     )
     check_names([state for prepared in conditions for state in prepared.states])
     return PreparedRun(corpus, split, family, frames, table, conditions)
 
 
-def _prepare_condition(
-    config: CaptureConfig,
-    condition: Condition,
-    n_labels: int,
-    states: tuple[CaptureState, ...],
-) -> PreparedCondition:
+def resolve_subject(config: CaptureConfig, condition: Condition, n_labels: int) -> Subject:
+    """Return a condition's model without weights, and what is recorded of it."""
     model, family, _ = build_shape(config.model, n_labels)
     if condition.spec.adapter is not None:
         attach_adapter(model, family, condition.spec.adapter, seed=config.seed)
     recorded = condition_sites(model, family, config, condition)
     condition_products(model, family, config, recorded)  # refuses what could not be read back
+    return Subject(condition.spec, model, family, recorded)
+
+
+def _prepare_condition(
+    condition: Condition,
+    subject: Subject,
+    states: tuple[CaptureState, ...],
+    interventions: tuple[Intervention, ...],
+) -> PreparedCondition:
+    model, family = subject.model, subject.family
     return PreparedCondition(
         condition=condition,
-        recorded=recorded,
+        recorded=subject.recorded,
         states=states,
+        interventions=interventions,
         weights={name: tuple(w.shape) for name, w in named_weights(model, family).items()},
         model_parameters=sum(parameter.numel() for parameter in model.parameters()),
         layers=len(layer_modules(model, family)),
         width=find_streams(model, family)[0].width(model.config),
     )
+
+
+def _check_partners(changes: Mapping[str, Sequence[Intervention]], table: SampleTable) -> None:
+    """Refuse to take another sample's update where there is no other sample."""
+    resampled = [one for some in changes.values() for one in some if one.passes > 1]
+    if resampled and len(table.samples) < 2:
+        msg = f"{resampled[0].name} takes another sample's update, and there is only one sample."
+        raise DataError(msg)

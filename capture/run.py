@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .condition_run import ConditionResult, run_condition
 from .condition_store import RunContext, is_settled
 from .errors import ConfigError, ModelError
+from .intervention_run import InterventionResult, run_interventions
 from .preparing import PreparedRun, prepare_run
 from .ranks import Crew, Place, without_launcher
 from .reporting import Reporter, SilentReporter
@@ -43,6 +44,8 @@ class RunSummary:
     """Samples of each capture (those during training may have fewer)."""
     conditions: tuple[ConditionResult, ...]
     """One result a capture, in the order in which they ran."""
+    interventions: tuple[InterventionResult, ...] = ()
+    """One result an intervention, in the order in which they ran."""
 
 
 def run_capture(
@@ -114,11 +117,15 @@ def run_capture(
                 reporter=reporter,
                 crew=crew,
             )
-            results = _run_conditions(context, run)
-    return RunSummary(path, run.corpus.labels, run.split.test, len(run.table.samples), results)
+            results, changed = _run_conditions(context, run)
+    return RunSummary(
+        path, run.corpus.labels, run.split.test, len(run.table.samples), results, changed
+    )
 
 
-def _run_conditions(context: RunContext, run: PreparedRun) -> tuple[ConditionResult, ...]:
+def _run_conditions(
+    context: RunContext, run: PreparedRun
+) -> tuple[tuple[ConditionResult, ...], tuple[InterventionResult, ...]]:
     results: list[ConditionResult] = []
     weights: dict[str, Mapping[str, np.ndarray]] = {}
     for prepared in run.conditions:
@@ -128,7 +135,16 @@ def _run_conditions(context: RunContext, run: PreparedRun) -> tuple[ConditionRes
         found = run_condition(context, prepared, head)
         weights[condition.name] = found[-1].weights
         results += found
-    return tuple(results)
+    # after all captures, because a patch reads another one
+    conditions = {prepared.condition.name: prepared.condition for prepared in run.conditions}
+    changed = [
+        result
+        for prepared in run.conditions
+        for result in run_interventions(
+            context, prepared, weights[prepared.condition.name], conditions
+        )
+    ]
+    return tuple(results), tuple(changed)
 
 
 def _tell(config: CaptureConfig, run: PreparedRun, reporter: Reporter) -> None:

@@ -55,10 +55,10 @@ def analyze(  # noqa: PLR0913  (one parameter an option)
     debug: bool,
     **selection: Any,  # noqa: ANN401  (handed to `lorascope.analyses.analyze` as they are)
 ) -> None:
-    """Analyse a store: similarity, spectra, probes, lens and contributions.
+    """Analyse a store: similarity, spectra, probes, lens, contributions and interventions.
 
-    NAMEs: cka svd probe lens contribution outputs; none means all that the store can serve. Writes
-    report.html, tables/, figures/, results.zarr and summary.json.
+    NAMEs: cka svd probe lens contribution outputs erasure; none means all that the store can serve.
+    Writes report.html, tables/, figures/, results.zarr and summary.json.
 
     \b
     Examples:

@@ -146,7 +146,9 @@ def _print_plan(settings: "CaptureConfig", plan: "RunPlan", *, as_json: bool) ->
     resolved = settings.resolved()
     if as_json:
         sites = {c.name: [_site_line(site) for site in c.sites] for c in plan.conditions}
-        print_json({"type": "plan", "config": resolved, **_totals(plan), "sites": sites})
+        changes = {one.name: {"of": one.of, **one.change} for one in plan.interventions}
+        line = {"type": "plan", "config": resolved, **_totals(plan), "sites": sites}
+        print_json({**line, "interventions": changes})
         return
     from ruamel.yaml import YAML
 
@@ -162,6 +164,15 @@ def _print_plan(settings: "CaptureConfig", plan: "RunPlan", *, as_json: bool) ->
             for s in sites
         ],
     )
+    if plan.interventions:
+        click.echo()
+        print_table(
+            ("intervention", "of", "layers", "forwards"),
+            [
+                (one.name, one.of, ", ".join(map(str, one.change.get("layers", ()))), one.forwards)
+                for one in plan.interventions
+            ],
+        )
     click.echo()
     click.echo(
         f"{plan.samples} samples ({plan.seconds / 60:.1f} min of audio), {plan.train_samples} for "
@@ -232,6 +243,22 @@ def _show_summary(summary: "RunSummary", *, as_json: bool) -> None:
             for result in summary.conditions
         ],
     )
+    if summary.interventions:
+        click.echo()
+        print_table(
+            ("intervention", "new", "scored", "UAR", "WAR", "seconds"),
+            [
+                (
+                    result.name,
+                    result.captured,
+                    result.scores.n,
+                    format_number(result.scores.uar),
+                    format_number(result.scores.war),
+                    format_number(result.seconds, 1),
+                )
+                for result in summary.interventions
+            ],
+        )
     for result in summary.conditions:
         click.echo(f"fidelity of {result.name}: {spell_certificate(result.certificate)}")
     click.echo(f"scored: speakers no training saw ({', '.join(summary.test_speakers)})")
@@ -254,6 +281,20 @@ def _print_summary_lines(summary: "RunSummary") -> None:
                 "confusion": result.scores.confusion.tolist(),
                 "certificate": result.certificate,
                 "nonfinite": sum(extent.nonfinite for extent in result.extents),
+            }
+        )
+    for result in summary.interventions:
+        print_json(
+            {
+                "type": "intervention",
+                "capture": result.name,
+                "of": result.of,
+                "intervention": result.intervention.describe(),
+                "captured_now": result.captured,
+                "seconds": round(result.seconds, 3),
+                "n": result.scores.n,
+                "uar": result.scores.uar,
+                "war": result.scores.war,
             }
         )
     print_json(

@@ -68,7 +68,8 @@ def info(*, path: str, as_json: bool, quiet: bool, verbose: bool, debug: bool) -
         click.echo()
         keys = ("capture", "samples", "exposed", "labels", "complete", "trained")
         print_table(keys, [[_spell(described[key]) for key in keys] for described in captures])
-    for described in captures:
+    # a capture without sites (of an intervention) has outputs alone: it has no table of them
+    for described in (one for one in captures if one["sites"]):
         click.echo(f"\n{clean(described['capture'], lines=False)}")
         if described["certificate"]:
             said = f"fidelity: {spell_certificate(described['certificate'])}"

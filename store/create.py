@@ -67,7 +67,8 @@ def create_store(  # noqa: PLR0913 - everything after the sites is optional and 
     capture
         Name of the capture.
     sites
-        What will be recorded, row sites and pooled sites.
+        What will be recorded, row sites and pooled sites. There may be none where there are
+        outputs.
     outputs
         Values per sample (logits, loss).
     products
@@ -118,7 +119,7 @@ def create_store(  # noqa: PLR0913 - everything after the sites is optional and 
     """
     root = Path(path)
     check_name("capture", capture)
-    _check_sites(sites)
+    _check_sites(sites, outputs)
     chosen = _writable_profile(profile)
     sites = [site.in_profile(chosen) for site in sites]
     segments: list[list[SampleRows]] = []
@@ -239,10 +240,11 @@ def _writable_profile(name: str) -> ProfileName:
     return profile
 
 
-def _check_sites(sites: Sequence[Site]) -> None:
+def _check_sites(sites: Sequence[Site], outputs: Sequence[Output]) -> None:
     names = [(site.kind, site.name.casefold()) for site in sites]
     doubled = sorted({name for kind, name in names if names.count((kind, name)) > 1})
-    if not sites or doubled:
+    nothing = not sites and not outputs
+    if nothing or doubled:
         msg = f"sites named twice: {', '.join(doubled)}" if doubled else "no sites to record"
         raise SampleError(msg)
 

@@ -51,7 +51,6 @@ def check_attributes(value: object) -> Mapping[str, Any]:
     whole(attributes.get("version"), "version", 1, 1)
     for site in items(attributes.get("sites"), "sites", MAX_SITES):
         _check_site(site)
-    require(attributes["sites"], "there are no sites")
     for product in items(attributes.get("products", []), "products", MAX_PRODUCTS):
         check_product(product, attributes["sites"])
     for output in items(attributes.get("outputs"), "outputs", MAX_SITES):
@@ -60,6 +59,7 @@ def check_attributes(value: object) -> Mapping[str, Any]:
         require(text(output["dtype"], "dtype") in _OUTPUT_TYPES, "an output has an unknown dtype")
         for size in items(output["shape"], "shape of an output", MAX_RANK - 1):
             whole(size, "a length of an output", 1)
+    require(attributes["sites"] or attributes["outputs"], "there are no sites and no outputs")
     whole(attributes.get("segment_rows"), "segment_rows", 1, INT32)
     whole(attributes.get("segment_samples"), "segment_samples", 1, INT32)
     require(attributes.get("profile", "fast") in PROFILES, "profile is unknown")
@@ -133,7 +133,7 @@ def check_limits(definition: CaptureDefinition) -> None:
         _check_chunk(output.name, size)
     _check_chunk("position", rows * ITEM_BYTES["int32"])
     _check_chunk("id", samples * ITEM_BYTES["int64"])
-    layers = max(len(site.layer_labels) for site in definition.sites)
+    layers = max((len(site.layer_labels) for site in definition.sites), default=0)
     require(layers <= MAX_LAYERS, f"a site has more than {MAX_LAYERS} layers")
     arrays = 2 * (len(definition.sites) + len(definition.streams)) + len(definition.outputs)
     require(arrays <= min(MAX_ARRAYS, 4 * MAX_SITES), "it has too many arrays")

@@ -18,6 +18,7 @@ from .plots import house_style
 from .section import Section, TableView
 from .section_cka import cka_section
 from .section_contribution import contribution_section
+from .section_erasure import erasure_section
 from .section_lens import lens_section
 from .section_outputs import outputs_section
 from .section_probe import probe_section
@@ -110,6 +111,7 @@ def make_sections(
         svd_section(table["svd"], table["spectrum"], study),
         lens_section(table["lens"], study),
         contribution_section(table["contribution"], study),
+        erasure_section(table["erasure"], study),
     ]
     for section in sections:
         if section.key not in tables or tables[section.key].empty:

@@ -16,7 +16,14 @@ if TYPE_CHECKING:
     from .section import Section, TableView
     from .study import Study
 
-VALUE = {"cka": "value", "svd": "sv90", "probe": "uar", "lens": "overlap", "outputs": "uar"}
+VALUE = {
+    "cka": "value",
+    "svd": "sv90",
+    "probe": "uar",
+    "lens": "overlap",
+    "outputs": "uar",
+    "erasure": "delta_uar",
+}
 """The column that says whether a row of a table holds a result."""
 
 
@@ -130,7 +137,7 @@ def provenance(summary: Mapping[str, object]) -> list[tuple[str, str]]:
     """Return where the page comes from: store, digest, seed, versions."""
     rows: list[tuple[str, str]] = []
     for key, value in summary.items():
-        if key in {"captures", "command", "tables", "values", "skipped"}:
+        if key in {"captures", "interventions", "command", "tables", "values", "skipped"}:
             continue
         _flatten(plain(key), value, rows)
     return rows

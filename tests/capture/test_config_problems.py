@@ -75,7 +75,7 @@ record:
         "run.yaml:11:14: head.from: no capture 'frozn'; did you mean 'frozen'?",
         "run.yaml:12:15: run.buffer: expected a size such as 256MiB or 1GB, got the text 'plenty'",
         "run.yaml:12:35: run.batch_size: expected a whole number, got the text 'yes'",
-        "run.yaml:13:16: interventions: interventions are not in this version; leave them out",
+        "run.yaml:13:25: interventions[0].erase: expected a mapping of keys, got the number 1",
         "run.yaml:15:18: record.sites: unknown site 'resid_pots'; did you mean 'resid_post'? "
         "(known: embed, resid_pre, resid_post, attn_out, mlp_out, lora_a, lora_b, base_out, "
         "encoder_out, attention, lora_a_weight, lora_b_weight)",

@@ -111,7 +111,10 @@ split: {{by: speaker, test: ["11", "12"]}}
 captures:
   frozen: {{adapter: null, train: {{epochs: 2}}}}
   random: {{adapter: {{type: lora, r: 8, alpha: 16, target_modules: [v_proj], init: normal}}}}
-record: {{sites: [resid_post, lora_a], layers: [0, 3]}}
+record: {{sites: {{resid_post: {{dtype: float32}}, lora_a: {{}}}}, layers: [0, 3]}}
+interventions:
+  - {{lora_off: }}
+  - {{name: itself, patch: {{site: resid_post, layer: 3, from: random}}, captures: [random]}}
 """)
     summary = run_capture(load_config(tmp_path / "real.yaml"), store_path=tmp_path / "real.zarr")
     capture = open_store(tmp_path / "real.zarr").capture("random")
@@ -122,3 +125,7 @@ record: {{sites: [resid_post, lora_a], layers: [0, 3]}}
     rows = capture.read_rows("resid_post", 3)
     assert np.isfinite(rows).all()
     assert len(rows) == capture.row_counts("encoder").sum()
+    store = open_store(tmp_path / "real.zarr")
+    for changed, same in (("random.lora_off", "frozen"), ("random.itself", "random")):
+        expected = store.capture(same).read_output("logits")
+        np.testing.assert_array_equal(store.capture(changed).read_output("logits"), expected)

@@ -119,6 +119,17 @@ def make_tables(layers: int = LAYERS) -> dict[str, pd.DataFrame]:
         {"capture": c, "n": 12, "exposed": "none", "war": 0.75, "reason": ""} | spread("uar", u)
         for c, u in zip(CAPTURES, (0.55, 0.8), strict=True)
     ]
+    erased = [
+        {"capture": c, "intervention": f"{change}{i}", "change": change, "layer": i, "n": 12}
+        | {"exposed": "none", "reason": ""}
+        | spread("delta_uar", -0.05 * (i + 1) - 0.2 * (c == "lora" and change == "erase, zero"))
+        | spread("kl", 0.3)
+        for c in CAPTURES
+        for change in ("erase, mean", "erase, zero")
+        for i in range(layers)
+    ]
+    whole = {"capture": "lora", "intervention": "lora_off", "change": "LoRA off", "layer": -1}
+    erased.append(whole | {"n": 12, "exposed": "none", "reason": ""} | spread("delta_uar", -0.01))
     cells = [(c, t, p) for c in CAPTURES for t in LABELS for p in LABELS]
     return {
         "cka": cka_table(layers),
@@ -127,6 +138,7 @@ def make_tables(layers: int = LAYERS) -> dict[str, pd.DataFrame]:
         "probe": probe_table(layers),
         "lens": with_layers(lens, "cluster bootstrap over speakers, 95 %"),
         "contribution": with_layers(contribution),
+        "erasure": with_layers(erased, "cluster bootstrap over speakers, 95 %"),
         "outputs": with_layers(scores, "cluster bootstrap over speakers, 95 %"),
         "confusion": with_layers(
             [

@@ -5,6 +5,7 @@ import hashlib
 import re
 from xml.etree import ElementTree as ET
 
+from lorascope.analyses.report.frames import MINUS
 from lorascope.analyses.report.svg import THEME
 
 
@@ -40,14 +41,14 @@ def test_ids_are_unique_and_every_reference_leads_somewhere(page) -> None:
 
 def test_every_caption_says_how_the_numbers_came_about(page) -> None:
     captions = page.texts["figcaption"]
-    assert len(captions) == 10
+    assert len(captions) == 12
     for text in captions:
         assert re.search(r"N = \d", text)
         assert "estimator:" in text
         assert "interval:" in text
     assert sum("mask: valid frames" in text for text in captions) == 8
     # the head reads the mean over all frames, as the model itself does
-    assert sum("mask: all frames" in text for text in captions) == 2
+    assert sum("mask: all frames" in text for text in captions) == 4
 
 
 def test_the_summary_gives_the_numbers_of_the_tables(page) -> None:
@@ -61,6 +62,10 @@ def test_the_summary_gives_the_numbers_of_the_tables(page) -> None:
     assert "lora_a.v: 90 % of the energy lies in this many directions" in answers
     # overlaps 1/3, 2/3, 1, each with 0.1 below: only the last interval is above 0.6 throughout
     assert "above chance (0.60, with its whole interval) first at layer 2: 1.00" in answers
+    # -0.05 x 3 layers - 0.2, and an interval that reaches 0.1 further; of the seven changes of lora
+    # the three erasures by zero and the last of those by the mean lie below 0 with theirs
+    loss = "UAR -0.35 [-0.45, -0.25], KL 0.30 [0.20, 0.40] (4 of 7 lie below 0"
+    assert f"lora loses most by erase, zero at layer 2: {loss.replace('-', MINUS)}" in answers
     assert "demo:whisper" in page.texts["header"][0]
     for fact in (
         "analyze --store run.zarr",
