@@ -148,16 +148,14 @@ def fingerprint(
     head = None if giver is None else {"from": giver}
     if head is not None and giver != condition.name:
         spec = resolved["captures"][giver]
-        head |= {"adapter": spec["adapter"], "train": _identity_of(spec["train"])}
+        head |= {key: _identity_of(spec[key]) for key in ("adapter", "train")}
     return {
         "seed": config.seed,
         "device": device.partition(":")[0],
-        "model": {
-            key: model[key] for key in ("family", "dtype", "attention", "window_seconds", "sha256")
-        },
+        "model": _identity_of({key: model[key] for key in _MODEL if key in model}),
         "data": dict(data),
         "split": {"by": split.by, "test": list(split.test)} if giver else None,
-        "adapter": resolved["captures"][condition.name]["adapter"],
+        "adapter": _identity_of(resolved["captures"][condition.name]["adapter"]),
         "train": _identity_of(resolved["captures"][condition.name]["train"]),
         "head": head,
         "batch_size": config.run.batch_size,
@@ -165,12 +163,13 @@ def fingerprint(
     }
 
 
-_LATER_DEFAULTS = {"schedule": "linear", "warmup_ratio": 0.0}
-"""Options that came after the first stores: with their defaults a training is what it was."""
+_MODEL = ("family", "dtype", "attention", "window_seconds", "sha256")
+_LATER_DEFAULTS = {"schedule": "linear", "warmup_ratio": 0.0, "rslora": False, "attention": "sdpa"}
+"""Options that came after the first stores: with their defaults all is what it was."""
 
 
-def _identity_of(train: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    if train is None:
+def _identity_of(section: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if section is None:
         return None
     later = _LATER_DEFAULTS.items()
-    return {key: value for key, value in train.items() if (key, value) not in later}
+    return {key: value for key, value in section.items() if (key, value) not in later}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lorascope.capture import SilentReporter, load_config, plan_capture, run_capture
-from lorascope.capture.capturing import per_sample_loss
+from lorascope.capture.batching import per_sample_loss
 from lorascope.capture.lora import restore_weights
 from lorascope.capture.models import load_model
 from lorascope.capture.pooling import prefix_mask

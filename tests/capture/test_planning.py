@@ -119,7 +119,7 @@ def test_what_is_there_already_needs_no_room(config_of, tmp_path, monkeypatch):
         run_capture(both, store_path=tmp_path / "s.zarr")
     free(monkeypatch, only)
     shutil.copytree(tmp_path / "s.zarr", tmp_path / "more.zarr")
-    monkeypatch.setattr(run, "_run_conditions", lambda *_: ())
+    monkeypatch.setattr(run, "_run_conditions", lambda *_: ((), ()))
     run_capture(both, store_path=tmp_path / "more.zarr")
 
 
