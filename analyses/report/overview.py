@@ -42,7 +42,7 @@ def conditions(
                 "capture": capture,
                 "adapter": describe_adapter(about.get("adapter")),
                 "trained": join(about.get("trained")) or ("nothing" if about else ""),
-                "head from": plain(mapping(about, "head").get("from", "")),
+                "head from": _head_from(about),
                 "samples": about.get("samples"),
                 "exposed to training": about.get("exposed"),
                 "UAR": estimate(score, "uar") if len(score) else "",
@@ -193,3 +193,9 @@ def _flatten(name: str, value: object, rows: list[tuple[str, str]]) -> None:
             _flatten(f"{name} {plain(key)}", inner, rows)
     elif value is not None and value != "":
         rows.append((name.replace("_", " "), join(value)))
+
+
+def _head_from(about: Mapping[str, object]) -> str:
+    """Name the capture whose head it is; a store of another tool says nothing of heads."""
+    giver = mapping(about, "head").get("from", "")
+    return "untrained" if giver is None else plain(giver)
