@@ -88,7 +88,7 @@ class Recorder:
     Without `batch`, every forward is one batch: ids are running numbers and every position counts.
     Put the model into eval mode first, or dropout is recorded. Where only gradients of activations
     are wanted, freeze the parameters (`requires_grad_(False)`): the recorder starts the graph
-    itself, at the input of the lowest layer that needs one.
+    itself, at the first tensor whose gradient it records.
 
     Parameters
     ----------

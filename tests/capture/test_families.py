@@ -102,21 +102,26 @@ def masks_of(case: Case, name: str, frames: int) -> np.ndarray:
     return case.masks.get(stream, np.ones((3, frames), bool))
 
 
+def assert_recorded(case: Case, seen: dict[str, list[torch.Tensor]], writer: Any) -> None:
+    """Compare every site and gradient with what the test's own hooks saw, bit for bit."""
+    for site, tensors in seen.items():
+        for source in (site, f"grad.{site}"):
+            values = [gradient_of(t) if source != site else t.detach() for t in tensors]
+            arrays = [value.cpu().numpy() for value in values]
+            assert all(np.abs(array).sum() > 0 for array in arrays), source
+            mask = masks_of(case, site, arrays[0].shape[1])
+            for i, id_ in enumerate(IDS):
+                got = writer.samples[id_][source]
+                got = got if got.ndim == 3 else got[None]
+                expected = np.stack([array[i][mask[i]] for array in arrays])
+                np.testing.assert_array_equal(got, expected, err_msg=f"{source} of {id_}")
+
+
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("name", CASES)
 def test_recorded_is_what_passes_in_the_model(name, train, writer):
     case = CASES[name]
-    seen = run(case, writer, train=train)
-    for site, tensors in seen.items():
-        for source in (site, f"grad.{site}"):
-            values = [gradient_of(t) if source != site else t.detach() for t in tensors]
-            assert all(bool(v.abs().sum() > 0) for v in values), source
-            mask = masks_of(case, site, values[0].shape[1])
-            for i, id_ in enumerate(IDS):
-                got = writer.samples[id_][source]
-                got = got if got.ndim == 3 else got[None]
-                expected = np.stack([v[i].numpy()[mask[i]] for v in values])
-                np.testing.assert_array_equal(got, expected, err_msg=f"{source} of {id_}")
+    assert_recorded(case, run(case, writer, train=train), writer)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -9,7 +9,7 @@ import torch
 from lorascope.capture import CaptureError, Recorder
 
 from .family_models import CASES
-from .test_families import IDS, adapted, masks_of, total, watch
+from .test_families import IDS, adapted, assert_recorded, total, watch
 
 pytestmark = [
     pytest.mark.gpu,
@@ -37,17 +37,7 @@ def test_recorded_is_what_passes_in_the_model(name, writer):
         recorder.backward(total({k: v.cpu() for k, v in output.items() if k in TOTALLED}))
     for handle in handles:
         handle.remove()
-    for site, tensors in seen.items():
-        for source in (site, f"grad.{site}"):
-            values = [t.grad if source != site else t.detach() for t in tensors]
-            arrays = [v.cpu().numpy() for v in values if v is not None]
-            assert len(arrays) == len(tensors)
-            mask = masks_of(case, site, arrays[0].shape[1])
-            for i, id_ in enumerate(IDS):
-                got = writer.samples[id_][source]
-                got = got if got.ndim == 3 else got[None]
-                expected = np.stack([v[i][mask[i]] for v in arrays])
-                np.testing.assert_array_equal(got, expected, err_msg=f"{source} of {id_}")
+    assert_recorded(case, seen, writer)
 
 
 TOTALLED = ("logits", "last_hidden_state")
