@@ -67,6 +67,9 @@ class Terminated(BaseException):
     """SIGTERM arrived; unwinds the stack as Ctrl-C does, so that writers can close."""
 
 
+_STOPS = (KeyboardInterrupt, click.Abort, Terminated)
+
+
 def run_command(
     command: click.Command, arguments: Sequence[str] | None = None, *, resumes: bool = False
 ) -> int:
@@ -83,8 +86,22 @@ def run_command(
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     name = command.name or "lorascope"
-    again = command_line(name, given)
-    previous = signal.signal(signal.SIGTERM, _terminate)
+    again = command_line(name, given) if resumes else None
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        try:
+            return _run(command, given, name)
+        except _STOPS as stop:
+            return _say_stopped(stop, name, again)
+    except _STOPS as stop:  # a second signal, before the first one had the others ignored
+        return _say_stopped(stop, name, again)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _run(command: click.Command, given: list[str], name: str) -> int:
     try:
         result = command.main(given, prog_name=name, standalone_mode=False)
         return result if isinstance(result, int) else 0
@@ -93,18 +110,12 @@ def run_command(
     except click.ClickException as error:
         error.show()
         return USAGE
-    except (KeyboardInterrupt, click.Abort):
-        _say_interrupted(name, "interrupted", again if resumes else None)
-        return INTERRUPTED
-    except Terminated:
-        _say_interrupted(name, "terminated", again if resumes else None)
-        return TERMINATED
+    except click.Abort:
+        raise
     except Exception as error:
         if "--debug" in given:
             traceback.print_exc()
         return _report(error, name, as_json="--json" in given)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def exit_code(error: BaseException) -> int:
@@ -152,10 +163,15 @@ def _report(error: Exception, name: str, *, as_json: bool) -> int:
     return code
 
 
-def _say_interrupted(name: str, what: str, again: str | None) -> None:
-    click.echo(f"\n{name}: {what}", err=True)
+def _say_stopped(stop: BaseException, name: str, again: str | None) -> int:
+    """Say how to go on, undisturbed by further signals; the writers have closed by now."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    terminated = isinstance(stop, Terminated)
+    click.echo(f"\n{name}: {'terminated' if terminated else 'interrupted'}", err=True)
     if again is not None:
         click.echo(f"what was committed is safe; to go on: {again}", err=True)
+    return TERMINATED if terminated else INTERRUPTED
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> Never:

@@ -37,7 +37,9 @@ def verify(
 
     Never changes anything. Exit code 0: sound; 3: damaged (with --json, one line for every damage
     says its class: missing, size, checksum, metadata, records, manifest, unnamed or digest).
-    Leftovers, files that a crash left and nothing names, are told and are no damage.
+    Told, and no damage: leftovers, files that a crash left and nothing names; and unsettled
+    lengths of an open store, which a crash or a change left; the next capture-run or repair
+    settles them.
 
     \b
     Example:
@@ -76,6 +78,8 @@ def _print_verify_lines(report: "VerifyReport", path: str) -> None:
         print_json(line)
     for leftover in report.leftovers:
         print_json({"type": "leftover", "file": leftover})
+    for file in report.unsettled:
+        print_json({"type": "unsettled", "file": file})
     verdict = {
         "type": "verify",
         "path": path,
@@ -84,6 +88,7 @@ def _print_verify_lines(report: "VerifyReport", path: str) -> None:
         "ok": report.ok,
         "damages": len(report.damages),
         "leftovers": len(report.leftovers),
+        "unsettled": len(report.unsettled),
         "files": report.files,
         "bytes": report.bytes,
         "samples": report.samples,
@@ -98,6 +103,7 @@ def _print_verify(report: "VerifyReport", path: str) -> None:
         damages.append(f"{damage.kind}: {clean(damage.message, lines=False)}{affected}")
     _print_some(damages)
     _print_some([f"leftover: {clean(path, lines=False)}" for path in report.leftovers])
+    _print_some([f"unsettled length: {clean(file, lines=False)}" for file in report.unsettled])
     checked = count(report.files, "file")
     if report.level != "quick":
         checked += f", {format_bytes(report.bytes)}"

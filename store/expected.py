@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from .capture import Capture
-from .files import read_file
 from .layout import (
     FORMAT_NAME,
     FORMAT_VERSION,
@@ -29,25 +27,17 @@ class Expected:
     """Path below the store's root."""
     content: bytes
     """What it should hold."""
-    also: tuple[bytes, ...] = ()
-    """What it may hold as well: lengths that a crash left behind."""
+    unsettled: tuple[bytes, ...] = ()
+    """What it holds after a crash, until a writer or a repair settles it: another length."""
     capture: str = ""
     """The capture it belongs to."""
 
-    def allows(self, content: bytes | None) -> bool:
-        """Whether a file with this content is sound."""
-        return content == self.content or content in self.also
 
-
-def expected_metadata(
-    root: Path, captures: Mapping[str, Capture], *, sealed: bool
-) -> Iterator[Expected]:
+def expected_metadata(captures: Mapping[str, Capture], *, sealed: bool) -> Iterator[Expected]:
     """Yield every `zarr.json` below `captures/`, those of the captures' definitions excepted.
 
     Parameters
     ----------
-    root
-        The store's root; published lengths are read from it where several are sound.
     captures
         What is committed.
     sealed
@@ -61,7 +51,7 @@ def expected_metadata(
         for spec in _whole_arrays(capture):
             yield Expected(f"{spec.path}/zarr.json", spec.metadata(), (), name)
         for spec in definition.segmented_arrays(capture.segments.columns):
-            yield _segmented(root, capture, spec, sealed=sealed)
+            yield _segmented(capture, spec, sealed=sealed)
 
 
 def metadata_paths(captures: Mapping[str, Capture]) -> set[str]:
@@ -84,37 +74,33 @@ def _whole_arrays(capture: Capture) -> list[ArraySpec]:
     ]
 
 
-def committed_size(capture: Capture, spec: ArraySpec) -> int:
-    """Return the length of an array's cut axis that the records account for."""
+def committed_size(capture: Capture, spec: ArraySpec, *, commits_back: int = 0) -> int:
+    """Return the length of an array's cut axis that the records account for.
+
+    `commits_back` 1 gives the length before the newest segment was committed.
+    """
     records = capture.segments.records
-    if not records:
+    if len(records) <= commits_back:
         return 0
-    newest = records[-1]
+    newest = records[-1 - commits_back]
     return capture.definition.cut_size(spec, (newest.segment or 0) + 1, newest.attrs["used"])
 
 
-def _segmented(root: Path, capture: Capture, spec: ArraySpec, *, sealed: bool) -> Expected:
+def _segmented(capture: Capture, spec: ArraySpec, *, sealed: bool) -> Expected:
     """Return what is expected of an array that is cut into segments.
 
-    With a plan an open store has the planned lengths, or those of a seal that was interrupted.
-    Without one, the published length may lag behind the records by a crash.
+    With a plan an open store has the planned lengths; an interrupted seal leaves those of a sealed
+    one. Without a plan every commit publishes its lengths before the next one begins; a crash
+    leaves those of the commit before.
     """
-    path, size = f"{spec.path}/zarr.json", committed_size(capture, spec)
-    trimmed, also = spec.metadata(size), []
-    if sealed:
-        return Expected(path, trimmed, (), capture.name)
-    if capture.definition.plan is not None:
-        length = capture.definition.planned_size(spec)
-        planned = trimmed if length == size else spec.metadata(length)
-        return Expected(path, planned, (trimmed,), capture.name)
-    try:
-        content = read_file(root / path)
-        published = size if content == trimmed else json.loads(content)["shape"][spec.cut_axis]
-        if type(published) is int and 0 <= published < size:
-            also.append(spec.metadata(published))
-    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
-        pass
-    return Expected(path, trimmed, tuple(also), capture.name)
+    definition = capture.definition
+    size = committed_size(capture, spec)
+    before = committed_size(capture, spec, commits_back=1)
+    if not sealed and definition.plan is not None:
+        size, before = definition.planned_size(spec), size
+    content = spec.metadata(size)
+    unsettled = () if sealed or before == size else (spec.metadata(before),)
+    return Expected(f"{spec.path}/zarr.json", content, unsettled, capture.name)
 
 
 def root_metadata(
@@ -146,7 +132,6 @@ def root_metadata(
 
 
 def sealed_root(
-    root: Path,
     uuid: str,
     origin: Mapping[str, Any] | None,
     captures: Mapping[str, Capture],
@@ -156,7 +141,7 @@ def sealed_root(
         capture.definition.root: json.loads(capture.definition.metadata())
         for capture in captures.values()
     }
-    for expected in expected_metadata(root, captures, sealed=True):
+    for expected in expected_metadata(captures, sealed=True):
         nodes[expected.path.removesuffix("/zarr.json")] = json.loads(expected.content)
     for node in nodes.values():
         if node["node_type"] == "group":

@@ -153,7 +153,7 @@ def check_parameter(parameter: str, shape: object, dtype: object) -> int:
     require(known in _PARAMETER_TYPES, f"data type of {parameter} is unknown")
     size = ITEM_BYTES[known]
     for length in items(shape, f"shape of {parameter}", MAX_RANK):
-        size *= whole(length, f"a length of {parameter}")
+        size *= whole(length, f"a length of {parameter}", low=1)
     require(size <= MAX_CHUNK_BYTES, f"parameter {parameter} has more than {MAX_CHUNK_BYTES} bytes")
     return size
 

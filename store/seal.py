@@ -131,10 +131,10 @@ def _seal(store: Store) -> None:
     root, staging = store.path, store.path / STAGING
     captures = {name: store.capture(name) for name in store.captures}
     _sweep(store)
-    for expected in expected_metadata(root, captures, sealed=True):
+    for expected in expected_metadata(captures, sealed=True):
         if read_file(root / expected.path) != expected.content:
             write_durable(root / expected.path, expected.content, staging=staging)
-    sealed = sealed_root(root, store.uuid, store.origin, captures)
+    sealed = sealed_root(store.uuid, store.origin, captures)
     manifest = _manifest(store, sealed)
     write_durable(root / MANIFEST, manifest.encode(), staging=staging)
     write_durable(root / "zarr.json", sealed, staging=staging)

@@ -15,7 +15,7 @@ import pytest
 import lorascope.analyses.errors as analysis_errors
 import lorascope.capture.errors as capture_errors
 from lorascope import store
-from lorascope.cli.errors import EXIT_CODES, exit_code, message_of
+from lorascope.cli.errors import EXIT_CODES, Terminated, exit_code, message_of
 
 EXPECTED = {
     store.InvalidStoreError: 3,
@@ -180,6 +180,23 @@ def test_sigterm_unwinds_and_says_how_to_go_on(tmp_path: Path):
     assert process.returncode == 143
     assert out == "closed\n"
     assert err == "\nwork: terminated\nwhat was committed is safe; to go on: work 'a b'\n"
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_does_not_cut_off_how_to_go_on(run, monkeypatch, second):
+    """It arrives while the message is being written."""
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    speak = click.echo
+
+    def interrupted_speech(*args: object, **options: object) -> None:
+        signal.raise_signal(second)
+        speak(*args, **options)
+
+    monkeypatch.setattr(click, "echo", interrupted_speech)
+    ran = run(command_that_raises(Terminated()), resumes=True)
+    assert ran.code == 143
+    assert "what was committed is safe; to go on: " in ran.err
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
 def test_a_reader_that_leaves_is_no_error(tmp_path: Path):

@@ -8,6 +8,7 @@ import pytest
 
 from lorascope.cli.lorascope import lorascope
 from lorascope.store import SampleRows, Site, create_store, open_store
+from lorascope.store.layout import to_json
 
 PLAN = [SampleRows(f"u{i}", {"tokens": 3}) for i in range(6)]
 
@@ -79,7 +80,7 @@ def test_verify_names_file_capture_site_layer_and_samples(run, store: Path):
     assert (damage["capture"], damage["site"], damage["layer"]) == ("a", "x", 5)
     assert damage["samples"] == ["u2", "u3"]
     assert leftover == {"type": "leftover", "file": "captures/a/sites/x/values/c.0.9.0"}
-    assert (verdict["damages"], verdict["leftovers"]) == (1, 1)
+    assert (verdict["damages"], verdict["leftovers"], verdict["unsettled"]) == (1, 1, 0)
 
 
 def test_leftovers_alone_are_no_damage(run, store: Path):
@@ -88,6 +89,23 @@ def test_leftovers_alone_are_no_damage(run, store: Path):
     assert ran.code == 0
     assert "leftover: captures/a/sites/x/values/c.0.9.0\n" in ran.out
     assert ": sound; " in ran.out
+
+
+def test_an_unsettled_length_is_told_and_no_damage(run, tmp_path: Path):
+    """A plan of six of which four are there: as long as an interrupted seal would make it."""
+    store = write(tmp_path / "s.zarr", stop=4)
+    metadata = store / "captures/a/samples/label/zarr.json"
+    content = json.loads(metadata.read_text())
+    content["shape"] = [4]
+    metadata.write_bytes(to_json(content))
+    ran = run(lorascope, "verify", store)
+    assert ran.code == 0
+    assert "unsettled length: captures/a/samples/label/zarr.json\n" in ran.out
+    lines = json_lines(run(lorascope, "verify", store, "--json", "-q").out)
+    assert lines[0] == {"type": "unsettled", "file": "captures/a/samples/label/zarr.json"}
+    assert (lines[1]["ok"], lines[1]["unsettled"]) == (True, 1)
+    run(lorascope, "repair", store)
+    assert "unsettled length" not in run(lorascope, "verify", store).out
 
 
 def test_repair_says_what_it_will_do_and_does_it(run, store: Path):

@@ -121,13 +121,14 @@ def found_sound(store: Path) -> bool:
     """Whether `verify` has nothing to say of a store.
 
     A last record that is gone leaves nothing that could miss it: its files are then reported as
-    leftovers, as those of a crash before a commit are.
+    leftovers, as those of a crash before a commit are. A published length that became that of the
+    commit before is reported as unsettled, as that of a crash after a commit is.
     """
     try:
         report = verify_store(store)
     except StoreError:
         return False
-    return report.ok and not report.leftovers
+    return report.ok and not (report.leftovers or report.unsettled)
 
 
 def read_or_refuse(run: Run, store: Path) -> bool:

@@ -42,6 +42,8 @@ def test_a_parameter_beyond_the_limits_is_refused(tmp_path):
             writer.write_parameters({"w": np.broadcast_to(np.float32(0), (2**14, 2**14))})
         with pytest.raises(SampleError, match="at most 8"):
             writer.write_parameters({"w": np.zeros((1,) * 9)})
+        with pytest.raises(SampleError, match=r"length of w is not a whole number from 1"):
+            writer.write_parameters({"w": np.zeros((3, 0))})
 
 
 def test_results_do_not_replace_a_store(tmp_path):

@@ -16,6 +16,7 @@ from lorascope.store import (
     InvalidStoreError,
     StoreError,
     open_store,
+    repair_store,
     verify_store,
 )
 from lorascope.store.layout import canonical, to_json
@@ -99,6 +100,74 @@ def test_a_lost_last_record_leaves_files_that_nothing_names(sound, tmp_path):
     report = verify_store(copy)
     assert report.ok
     assert report.leftovers == sorted(files)
+
+
+def publish(path, array, length):
+    """Change the published length of an array's sample axis; return the metadata's path."""
+    metadata = path / "captures/base" / array / "zarr.json"
+    content = json.loads(metadata.read_bytes())
+    content["shape"][0] = length
+    metadata.write_bytes(to_json(content))
+    return metadata.relative_to(path).as_posix()
+
+
+def write_unplanned(path, samples):
+    """Write samples in segments of three, without a plan."""
+    from lorascope.store import create_store
+
+    from .conftest import SITES
+
+    with create_store(path, capture="base", sites=SITES, segment_samples=3) as writer:
+        for sample in samples:
+            writer.append(**{key: value for key, value in sample.items() if key != "outputs"})
+
+
+def test_only_the_length_of_the_commit_before_is_what_a_crash_leaves(tmp_path):
+    """Commits of 3, 3 and 1 samples: a published 6 may be a crash, 5 and 3 cannot."""
+    path = tmp_path / "s.zarr"
+    samples = make_samples(7)
+    write_unplanned(path, samples)
+    expected = open_store(path).content_digest()
+    for length in (0, 3, 5, 8):
+        changed = publish(path, "samples/label", length)
+        assert [d.path for d in verify_store(path).damages] == [changed], length
+    changed = publish(path, "samples/label", 6)
+    report = verify_store(path)
+    assert (report.ok, report.unsettled) == (True, [changed])
+    assert open_store(path).content_digest() == expected, "readers go by the records"
+
+
+@pytest.mark.parametrize("settle", ["writer", "repair"])
+def test_a_writer_and_a_repair_settle_lengths(tmp_path, settle):
+    path = tmp_path / "s.zarr"
+    write_unplanned(path, make_samples(7))
+    before = {file: file.read_bytes() for file in files_of(path)}
+    publish(path, "samples/label", 6)
+    if settle == "writer":
+        write_unplanned(path, [])
+    else:
+        repair_store(path)
+    assert {file: file.read_bytes() for file in files_of(path)} == before
+    assert verify_store(path).unsettled == []
+
+
+def test_a_seal_that_was_interrupted_leaves_lengths_to_settle(tmp_path):
+    """A plan of 8, of which 4 are committed: a seal trims the arrays to 4."""
+    from lorascope.store import create_store
+
+    from .conftest import SITES
+
+    path = tmp_path / "s.zarr"
+    samples = make_samples(8)
+    plan = plan_of(samples)
+    with create_store(path, capture="base", sites=SITES, segment_samples=4, plan=plan) as writer:
+        for sample in samples[:4]:
+            writer.append(**{key: value for key, value in sample.items() if key != "outputs"})
+    changed = publish(path, "samples/label", 4)
+    report = verify_store(path)
+    assert (report.ok, report.unsettled) == (True, [changed])
+    changed = publish(path, "samples/label", 5)
+    assert [d.path for d in verify_store(path).damages] == [changed]
 
 
 def test_each_damage_of_the_root_is_named(sound, tmp_path):
