@@ -81,34 +81,44 @@ class BatchBuffer:
         }
         # views of the layers, made at once: one by one they would cost as much as the copies
         self._layers = {index: rows.unbind(0) for index, rows in self._rows.items()}
+        self._targets = {index: selection.targets(rows) for index, rows in self._rows.items()}
+        self._shapes = {i: (*selection.shape, site.width) for i, site in self._sites.items()}
         self._pools: dict[tuple[int, int, str], torch.Tensor] = {}
         self._taken: set[tuple[int, int]] = set()
 
-    def has(self, index: int, position: int) -> bool:
-        """Whether this tensor was taken already."""
-        return (index, position) in self._taken
+    def _claim(self, index: int, position: int) -> None:
+        """Note that a tensor is being taken; CaptureError if it was already."""
+        place = (index, position)
+        if place in self._taken:
+            site = self._sites[index]
+            path = site.taps[position].path or "the model"
+            msg = (
+                f"{path} ran twice in one batch, so {site.name} is ambiguous: one forward and one "
+                "backward a batch; a module that a forward uses twice cannot be recorded."
+            )
+            raise CaptureError(msg)
+        self._taken.add(place)
 
     def put(self, index: int, position: int, tensor: torch.Tensor) -> None:
         """Take one tensor of site `index`, layer number `position`.
 
         [batch, frame, feature]; of attention [batch, head, frame, key].
         """
+        self._claim(index, position)
         site = self._sites[index]
-        x = tensor.detach()
+        x = tensor.detach() if tensor.requires_grad else tensor
         if site.kind == "heads":
             x = _rows_of_heads(x, site)
-        expected = (*self._selection.shape, site.width)
-        if x.shape != expected:
+        if x.shape != self._shapes[index]:
             msg = (
                 f"{site.name} has shape {tuple(x.shape)}, but (samples, frames, features) of "
-                f"this batch are {expected}; a mask must have one entry a frame."
+                f"this batch are {self._shapes[index]}; a mask must have one entry a frame."
             )
             raise CaptureError(msg)
         if site.has_rows:
             self._keep(index, position, x)
         for pool in site.pools:
             self._pools[index, position, pool] = self._pooled(pool, x)
-        self._taken.add((index, position))
 
     def put_weight(
         self, index: int, position: int, given_bti: torch.Tensor, gradient_bto: torch.Tensor
@@ -118,10 +128,10 @@ class BatchBuffer:
         For y = x W' it is the sum over all frames of the outer products of g(y) and x: exact, and
         what autograd would give for W on a batch of that sample alone.
         """
+        self._claim(index, position)
         given, gradient = given_bti.detach().float(), gradient_bto.detach().float()
         weight_boi = torch.bmm(gradient.transpose(1, 2), given)
         self._pools[index, position, WEIGHT] = weight_boi.flatten(1)
-        self._taken.add((index, position))
 
     def _pooled(self, pool: str, x: torch.Tensor) -> torch.Tensor:
         if pool == "mean_valid":
@@ -133,7 +143,7 @@ class BatchBuffer:
         kept = self._layers[index][position]
         if x.is_cpu:
             rows = kept
-            self._selection.copy_rows(x, kept)
+            self._selection.copy_rows(x, self._targets[index][position])
         else:
             rows = self._selection.take_rows(x, kept.dtype)
             self._copies.start(rows, kept)
@@ -167,7 +177,7 @@ class BatchBuffer:
             site.name if site.layers is None else f"{site.name} layer {site.layers[position]}"
             for index, site in self._sites.items()
             for position in range(len(site.taps))
-            if not self.has(index, position)
+            if (index, position) not in self._taken
         ]
 
     def arrays(self) -> dict[str, np.ndarray]:

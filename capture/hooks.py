@@ -62,15 +62,17 @@ def _hook(
 ) -> RemovableHandle:
     module = model.get_submodule(tap.path)
 
-    def take(tensor: torch.Tensor) -> None:
+    where = f"the {tap.side} of {tap.path}"
+
+    def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tensor = pick_tensor(args or kwargs.get("hidden_states"), 0, where)
         for index, position in places:
             receiver.receive(index, position, tensor, None)
 
-    def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        take(pick_tensor(args or kwargs.get("hidden_states"), 0, f"the input of {tap.path}"))
-
     def after(_module: nn.Module, _args: object, output: object) -> None:
-        take(pick_tensor(output, tap.item, f"the output of {tap.path}"))
+        tensor = pick_tensor(output, tap.item, where)
+        for index, position in places:
+            receiver.receive(index, position, tensor, None)
 
     if tap.side == "input":
         return module.register_forward_pre_hook(before, with_kwargs=True)

@@ -100,7 +100,6 @@ class OpenBatch:
             return  # a checkpointed module runs again: its first run was recorded
         buffer = self._buffers.get(site.stream) or self._begin(site.stream, tensor, site.kind)
         if not site.gradient:
-            self._check_first(buffer, index, position)
             buffer.put(index, position, tensor)
             return
         if not tensor.requires_grad:
@@ -147,21 +146,10 @@ class OpenBatch:
         gradient: torch.Tensor,
         given: torch.Tensor | None,
     ) -> None:
-        self._check_first(buffer, index, position)
         if given is None:
             buffer.put(index, position, gradient)
         else:
             buffer.put_weight(index, position, given, gradient)
-
-    def _check_first(self, buffer: BatchBuffer, index: int, position: int) -> None:
-        if buffer.has(index, position):
-            site = self._recorded[index]
-            path = site.taps[position].path or "the model"
-            msg = (
-                f"{path} ran twice in one batch, so {site.name} is ambiguous: one forward and one "
-                "backward a batch; a module that a forward uses twice cannot be recorded."
-            )
-            raise CaptureError(msg)
 
     @property
     def complete(self) -> bool:

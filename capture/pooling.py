@@ -82,25 +82,45 @@ class Selection:
         return found
 
     @cached_property
-    def _runs(self) -> list[tuple[int, slice | torch.Tensor, slice]] | None:
-        """For each sample its kept frames and where they go; None if all frames are kept."""
-        n_samples, n_frames = self.shape
-        if len(self.index_n) == n_samples * n_frames:
-            return None
-        runs, first = [], 0
-        for sample, kept in enumerate(self.positions):
-            runs.append((sample, _frames(kept), slice(first, first + len(kept))))
-            first += len(kept)
-        return runs
+    def _stretches(self) -> list[int] | None:
+        """Lengths of what is skipped and what is kept of the flattened batch, in turn.
 
-    def copy_rows(self, x_btd: torch.Tensor, out_nd: torch.Tensor) -> None:
-        """Copy the kept rows of a tensor on the CPU, cast on their way, with one copy each."""
-        runs = self._runs
-        if runs is None:
-            out_nd.view(x_btd.shape).copy_(x_btd)
+        None where the kept frames lie so scattered that gathering them by index is cheaper.
+        """
+        n_samples, n_frames = self.shape
+        breaks = np.flatnonzero(np.diff(self.index_n) != 1) + 1
+        if len(breaks) >= 2 * n_samples:
+            return None
+        starts = self.index_n[np.concatenate([[0], breaks])]
+        stops = self.index_n[np.concatenate([breaks - 1, [-1]])] + 1
+        edges = np.stack([starts, stops], axis=1).ravel()
+        return np.diff(edges, prepend=0, append=n_samples * n_frames).tolist()
+
+    def targets(self, rows_lnd: torch.Tensor) -> Sequence[Sequence[torch.Tensor]]:
+        """Return where `copy_rows` puts the rows of each layer: made once a batch, not a tensor."""
+        stretches = self._stretches
+        if stretches is None:
+            return [(layer,) for layer in rows_lnd.unbind(0)]
+        if stretches == [0, len(self.index_n), 0]:
+            shape = (len(rows_lnd), *self.shape, rows_lnd.shape[-1])
+            return [(layer,) for layer in rows_lnd.view(shape).unbind(0)]
+        kept = rows_lnd.split_with_sizes(stretches[1::2], dim=1)
+        return list(zip(*(part.unbind(0) for part in kept), strict=True))
+
+    def copy_rows(self, x_btd: torch.Tensor, targets: Sequence[torch.Tensor]) -> None:
+        """Copy the kept rows of a tensor on the CPU, cast on their way, with one copy each.
+
+        `targets` are those of one layer, as `targets` gave them.
+        """
+        if targets[0].ndim == 3:  # every frame is kept
+            targets[0].copy_(x_btd)
             return
-        for sample, frames, rows in runs:
-            out_nd[rows].copy_(x_btd[sample, frames])
+        flat_nd, stretches = x_btd.flatten(0, 1), self._stretches
+        if stretches is None:
+            targets[0].copy_(flat_nd.index_select(0, self._on("index_n", x_btd.device)))
+            return
+        for target, kept in zip(targets, flat_nd.split_with_sizes(stretches)[1::2], strict=True):
+            target.copy_(kept)
 
     def take_rows(self, x_btd: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Return the kept rows [n, d], selected and cast on the device of the tensor."""
@@ -111,13 +131,6 @@ class Selection:
         """Return the mean over valid frames, float32 [b, d], from float32 values."""
         weights = self._on("weights_bt", x_btd.device)
         return torch.bmm(weights[:, None, :], x_btd.float()).squeeze(1)
-
-
-def _frames(kept: np.ndarray) -> slice | torch.Tensor:
-    """Return what indexes the kept frames: a slice where they follow each other, for a view."""
-    if len(kept) and kept[-1] - kept[0] + 1 == len(kept):
-        return slice(int(kept[0]), int(kept[-1]) + 1)
-    return torch.from_numpy(kept)
 
 
 def select(mask_bt: np.ndarray, frames: str) -> Selection:

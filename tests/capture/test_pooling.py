@@ -33,8 +33,10 @@ def test_device_and_host_select_the_same_rows(marks):
     mask[:, 2] = True
     x = torch.arange(mask.size * 3, dtype=torch.float32).reshape(len(marks), 5, 3)
     selection = select(mask, "valid")
-    on_host = torch.empty(int(mask.sum()), 3)
-    selection.copy_rows(x, on_host)
+    rows = torch.full((2, int(mask.sum()), 3), -1.0)
+    selection.copy_rows(x, selection.targets(rows)[1])
+    assert (rows[0] == -1).all(), "rows of another layer were changed"
+    on_host = rows[1]
     flat = x.reshape(-1, 3).index_select(0, torch.from_numpy(selection.index_n))
     assert torch.equal(on_host, flat)
     assert torch.equal(on_host, x[torch.from_numpy(mask)])
