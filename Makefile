@@ -26,8 +26,9 @@ demo: $(VENV)/.capture
 	@echo
 	@echo 'The report: $(CURDIR)/$(DEMO)/analysis/report.html'
 
+# A process for each core, up to four: each of them holds torch. One thread each: the models are tiny.
 test: lint
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 # One number can be asked for: LORASCOPE_PROOF_KILLS=20000; see tests/conftest.py.
 proof: $(VENV)/.test
