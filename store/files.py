@@ -196,6 +196,10 @@ class LockFile:
         """Hold the lock together with others from now on; waits while somebody has it alone."""
         fcntl.flock(self._descriptor, fcntl.LOCK_SH)
 
+    def free(self) -> None:
+        """Give the lock back, and keep its file open."""
+        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+
     def sign(self, role: str) -> None:
         """Write down who holds the lock: for people, and for who is refused."""
         started = time.strftime("%Y-%m-%d %H:%M:%S")

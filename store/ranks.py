@@ -7,6 +7,10 @@ One lock, freed by a crash, decides: whoever holds ``store.lock`` alone may crea
 single writer keeps it so. The first of several ranks prepares the store and then shares the lock;
 the others join it. Nobody sweeps while somebody writes, nobody writes before the sweep is over, and
 a rank that comes when the others have ended simply is the first again.
+
+A rank that could not have the lock alone, but share it, may still be the first: who had it alone
+may have died in between, or only have looked. So a rank takes ``writer-<rank>.lock`` alone when it
+has joined, and not before, and who shares ``store.lock`` without seeing such a rank tries again.
 """
 
 from __future__ import annotations
@@ -19,12 +23,12 @@ from pathlib import Path
 
 from .creation import prepare_folder
 from .errors import LockedStoreError, SampleError
-from .files import LockFile, disk_errors, exclusive_lock
+from .files import LockFile, disk_errors
 from .layout import COMMITS
 from .root import refuse_sealed
 
 _POLL_SECONDS = 0.02
-_PROBED_SECONDS = 2.0
+_PROBED_SECONDS = 0.5
 """How long a lock may seem taken by others that only look at it."""
 
 
@@ -80,18 +84,14 @@ def join_ranks(
     LockedStoreError
         Another process writes to the store, or has this rank.
     """
+    # Opened before the store's lock, and freed before it, because a killed process closes its files
+    # in the order in which they were opened: a place that is held means that the store is held too.
+    place = LockFile(root / COMMITS / f"writer-{rank.number}.lock")
+    stack.callback(place.close)
     lock = LockFile(root / COMMITS / "store.lock")
     stack.callback(lock.close)
-    stack.enter_context(exclusive_lock(root / COMMITS / f"writer-{rank.number}.lock"))
     deadline = time.monotonic() + wait_seconds
-    while True:
-        if lock.take(shared=False):
-            lock.sign(f"the first of {rank.of} ranks")
-            prepare()
-            lock.share()
-            return
-        if lock.take(shared=True):
-            break
+    while not _enter(lock, root, rank, prepare):
         if time.monotonic() >= deadline:
             msg = f"{root} is being written by {lock.owner}: wait for it or stop it first."
             raise LockedStoreError(msg)
@@ -102,6 +102,25 @@ def join_ranks(
             "start all ranks with the same number of ranks, or wait until the others have ended."
         )
         raise LockedStoreError(msg)
+    stack.callback(place.free)
+    _take_alone(place, root)
+    place.sign("")
+    stack.callback(place.clear)
+
+
+def _enter(lock: LockFile, root: Path, rank: Rank, prepare: Callable[[], None]) -> bool:
+    """Share the store's lock if the store is prepared, or prepare it; whether that was possible."""
+    if lock.take(shared=False):
+        lock.sign(f"the first of {rank.of} ranks")
+        prepare()
+        lock.share()
+        return True
+    if not lock.take(shared=True):
+        return False
+    if any(_is_held(path) for path in (root / COMMITS).glob("writer-*.lock")):
+        return True
+    lock.free()
+    return False
 
 
 def attend_run(stack: ExitStack, root: Path, rank: int) -> None:
@@ -122,12 +141,7 @@ def attend_run(stack: ExitStack, root: Path, rank: int) -> None:
         prepare_folder(root)
         lock = LockFile(_attendance(root, rank))
     stack.callback(lock.close)
-    deadline = time.monotonic() + _PROBED_SECONDS
-    while not lock.take(shared=False):  # `is_attending` of another rank holds it for a moment
-        if time.monotonic() >= deadline:
-            msg = f"{root} is being written by {lock.owner}: wait for it or stop it first."
-            raise LockedStoreError(msg)
-        time.sleep(_POLL_SECONDS)
+    _take_alone(lock, root)
     lock.sign(f"rank {rank} of a run")
     stack.callback(lock.clear)
 
@@ -135,14 +149,27 @@ def attend_run(stack: ExitStack, root: Path, rank: int) -> None:
 def is_attending(root: Path, rank: int) -> bool:
     """Whether the process with this rank lives (see `attend_run`)."""
     path = _attendance(root, rank)
-    if not path.exists():
-        return False
+    return path.exists() and _is_held(path)
+
+
+def _attendance(root: Path, rank: int) -> Path:
+    return root / COMMITS / f"run-{rank}.lock"
+
+
+def _take_alone(lock: LockFile, root: Path) -> None:
+    """Take a lock that others may hold for a moment to look at it; LockedStoreError if one stays."""
+    deadline = time.monotonic() + _PROBED_SECONDS
+    while not lock.take(shared=False):
+        if time.monotonic() >= deadline:
+            msg = f"{root} is being written by {lock.owner}: wait for it or stop it first."
+            raise LockedStoreError(msg)
+        time.sleep(_POLL_SECONDS)
+
+
+def _is_held(path: Path) -> bool:
+    """Whether a process holds a lock alone; others may look at the same time."""
     lock = LockFile(path)
     try:
         return not lock.take(shared=True)
     finally:
         lock.close()
-
-
-def _attendance(root: Path, rank: int) -> Path:
-    return root / COMMITS / f"run-{rank}.lock"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from lorascope.store import SampleError, open_store, verify_store
+from lorascope.store.creation import prepare_folder
+from lorascope.store.files import LockFile
 
 from .racers import REFUSED
 from .small_run import Run
@@ -99,6 +102,24 @@ def test_ranks_die_and_the_same_command_goes_on(tmp_path, race, seed, amount, no
         assert open_store(path).content_digest() == expected
     assert killed >= races
     note("ranks killed at random, run again: identical digest", races=races, killed=killed)
+
+
+def test_a_lock_that_is_shared_does_not_mean_that_the_store_is_prepared(tmp_path):
+    """The first rank may have died while it prepared, or the holder may only have looked."""
+    path = tmp_path / "store"
+    prepare_folder(path)
+    held = LockFile(path / "__commits__/store.lock")
+    assert held.take(shared=True)
+    timer = threading.Timer(0.3, held.free)
+    timer.start()
+    try:
+        RUN.write(path, rank=1, ranks=2)  # without a rank that has joined, it waits and prepares
+    finally:
+        timer.join()
+        held.close()
+    assert verify_store(path).ok
+    RUN.write(path)
+    assert open_store(path).content_digest() == RUN.digest(tmp_path / "one")
 
 
 def test_another_number_of_ranks_goes_on(tmp_path, race):
