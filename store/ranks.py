@@ -157,7 +157,7 @@ def _attendance(root: Path, rank: int) -> Path:
 
 
 def _take_alone(lock: LockFile, root: Path) -> None:
-    """Take a lock that others may hold for a moment to look at it; LockedStoreError if one stays."""
+    """Take a lock that others hold for a moment to look at it; LockedStoreError if they stay."""
     deadline = time.monotonic() + _PROBED_SECONDS
     while not lock.take(shared=False):
         if time.monotonic() >= deadline:
