@@ -1,5 +1,6 @@
 """The store: the only room that knows Zarr and the disk. See `FORMAT.md` for what is written."""
 
+from .batches import RowBatches as RowBatches
 from .capture import Capture as Capture
 from .capture import SiteInfo as SiteInfo
 from .chunking import PlannedSegment as PlannedSegment

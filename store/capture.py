@@ -174,16 +174,28 @@ class Capture:
         rows = self.read_rows(product.source, layer, samples)
         return rows @ self._matrix(product, position, rows.shape[1]).T
 
-    def read_stored(self, site: str, layer: int | None, samples: slice = slice(None)) -> np.ndarray:
+    def read_stored(
+        self,
+        site: str,
+        layer: int | None,
+        samples: slice = slice(None),
+        *,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Return what `read_rows` returns, in the storage type (bfloat16, float16, …).
 
-        Of a product, which is stored nowhere, the float32 values.
+        Of a product, which is stored nowhere, the float32 values. `out` may be an array of that
+        type and of as many rows, which then holds them.
         """
         if site in self._products:
-            return self.read_rows(site, layer, samples)
+            rows = self.read_rows(site, layer, samples)
+            if out is None:
+                return rows
+            out[...] = rows
+            return out
         spec = self._site("row", site)
         window = self.segments.window(samples, spec.stream)
-        return self._reader.rows(spec, self._position(spec, layer), window)
+        return self._reader.rows(spec, self._position(spec, layer), window, out)
 
     def read_pooled(self, name: str, layer: int | None, samples: slice = slice(None)) -> np.ndarray:
         """Return the pooled values `<site>.<pool>` of consecutive samples: `[sample, feature]`."""

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .batches import BUFFER_BYTES, RowBatches
 from .capture import Capture
 from .consistency import load_definitions
 from .dataset import site_dataset
@@ -94,6 +95,66 @@ class Store:
             `position`. Checksums are checked when values are computed.
         """
         return site_dataset(self.capture(capture), site, pool)
+
+    def batches(
+        self,
+        site: str,
+        layer: int | None,
+        size: int,
+        *,
+        capture: str | None = None,
+        shuffle: bool = True,
+        seed: int = 0,
+        buffer_bytes: int = BUFFER_BYTES,
+    ) -> RowBatches:
+        """Return the rows of one site and layer in random order, to be looped over.
+
+        ::
+
+            for epoch in range(10):
+                for x in store.batches("resid_post", 3, 4096, seed=epoch):
+                    train(x)
+
+        Parameters
+        ----------
+        site
+            Name of a row site.
+        layer
+            Layer number; None for a site without layers.
+        size
+            Rows of a batch; the last one has what is left.
+        capture
+            Name of the capture; None where the store holds one only.
+        shuffle
+            Whether in random order; else in the order of recording.
+        seed
+            Of that order.
+        buffer_bytes
+            Memory for the rows that are mixed with each other, in the storage type.
+
+        Returns
+        -------
+        RowBatches
+            Yields float32 (or float64) arrays `[row, feature]`; its method `with_samples` also the
+            numbers of the samples.
+
+        Raises
+        ------
+        MissingCaptureError, MissingSiteError
+            What is not there; says what is.
+        SampleError
+            If `size` or `buffer_bytes` is not positive.
+        DamagedStoreError
+            While looping, if a checksum differs from the commit record.
+        """
+        if capture is None:
+            if len(self._captures) != 1:
+                names = ", ".join(self._captures) or "none"
+                msg = f"{self.path} does not hold one capture: name one. Present: {names}."
+                raise MissingCaptureError(msg)
+            capture = next(iter(self._captures))
+        order = seed if shuffle else None
+        return RowBatches(self.capture(capture), site, layer, size, order, buffer_bytes)
 
     @cached_property
     def manifest(self) -> Manifest | None:

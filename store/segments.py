@@ -127,15 +127,19 @@ class SegmentReader:
         self._root = root
         self._definition = definition
 
-    def rows(self, site: Site, layer: int, window: Window) -> np.ndarray:
-        """Return rows as stored: `[row, feature]`."""
-        return self._sharded(site, layer, window)
+    def rows(
+        self, site: Site, layer: int, window: Window, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return rows as stored: `[row, feature]`, in `out` where that is given."""
+        return self._sharded(site, layer, window, out)
 
     def pooled(self, site: Site, layer: int, window: Window) -> np.ndarray:
         """Return pooled values as stored: `[sample, feature]`."""
         return self._sharded(site, layer, window)
 
-    def _sharded(self, site: Site, layer: int, window: Window) -> np.ndarray:
+    def _sharded(
+        self, site: Site, layer: int, window: Window, out: np.ndarray | None = None
+    ) -> np.ndarray:
         spec = self._definition.values_spec(site)
         inner = self._definition.slots(site)[1]
         pieces = [
@@ -146,7 +150,15 @@ class SegmentReader:
         for _, entry in pieces:
             self._check_size(entry)
         total = sum(piece.stop - piece.start for piece, _ in pieces)
-        out = np.empty((total, site.width), numpy_dtype(site.dtype))
+        shape, dtype = (total, site.width), numpy_dtype(site.dtype)
+        if out is None:
+            out = np.empty(shape, dtype)
+        elif out.shape != shape or out.dtype != dtype:
+            msg = (
+                f"{site.name} gives {shape} {dtype}; the array that should take it is {out.shape} "
+                f"{out.dtype}."
+            )
+            raise SampleError(msg)
         at = 0
         for piece, entry in pieces:
             count = piece.stop - piece.start

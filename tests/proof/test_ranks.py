@@ -142,7 +142,8 @@ def test_eight_processes_that_all_want_to_be_the_only_one(tmp_path, race, note):
 
 
 def test_a_rank_cannot_be_there_twice(tmp_path, race):
-    codes = race(RUN, tmp_path / "store", [(0, 2), (1, 2), (1, 2)], pause=0.05)
+    # each writes for 2 s: far longer than a rank waits for its place
+    codes = race(RUN, tmp_path / "store", [(0, 2), (1, 2), (1, 2)], pause=0.2)
     assert sorted(codes) == [0, 0, REFUSED]
 
 
@@ -155,7 +156,7 @@ def test_ranks_without_a_plan_or_without_sense(tmp_path):
 
 def test_ranks_of_another_number_or_beside_a_single_writer(tmp_path, race):
     """Their segments would overlap: whoever comes second is refused."""
-    codes = race(RUN, tmp_path / "store", [(0, 2), (1, 3)], pause=0.05, wait_seconds=0.1)
+    codes = race(RUN, tmp_path / "store", [(0, 2), (1, 3)], pause=0.1, wait_seconds=0.1)
     assert sorted(codes) == [0, REFUSED]
-    codes = race(RUN, tmp_path / "other", [(0, 1), (1, 2)], pause=0.05, wait_seconds=0.1)
+    codes = race(RUN, tmp_path / "other", [(0, 1), (1, 2)], pause=0.1, wait_seconds=0.1)
     assert sorted(codes) == [0, REFUSED]
