@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from .cka_estimate import MIN_GROUPS, Estimate, estimate, no_estimate
+from .between import MIN_GROUPS as MIN_BETWEEN
+from .cka_estimate import BETWEEN, MIN_GROUPS, Estimate, estimate, no_estimate
 from .cka_frames import FramePlan, conclude_frames, plan_frames
 from .errors import MissingSitesError
 from .fold import ArrayKey
@@ -33,7 +34,7 @@ _SHARE = 0.6
 
 @dataclass(frozen=True, slots=True)
 class CKA:
-    """Linear CKA: pooled, debiased and biased, of all pairs; frames by minibatch within a site."""
+    """Linear CKA of all pairs: pooled, by three estimators; frames by minibatch within a site."""
 
     frames: bool = True
     """Whether to compare frames as well."""
@@ -66,8 +67,10 @@ def _conclude(keys: Sequence[ArrayKey], frames: FramePlan, outcome: Outcome) -> 
         "ratio": "HSIC(a, b) / sqrt(HSIC(a, a) HSIC(b, b)), not clamped",
         "null_ceiling_biased": "expected biased CKA of independent data of the same spectra",
         "null_ceiling_debiased": "debiased CKA that independent data exceed in 5 % of cases",
-        "p_value": "Szekely-Rizzo t test, one-sided; samples of one speaker are not independent",
+        "p_value": "debiased: Szekely-Rizzo t test, one-sided, wrong for samples of few speakers; "
+        "between_groups: t test of the jackknife, one-sided, conservative",
         "interval": "delete-one-speaker jackknife, t quantile, 95 %",
+        "between_groups": "HSIC from pairs, triples, quadruples of samples of different speakers",
         "pooled_from": "recorded mean_valid, else the mean of the stored rows of each sample",
     }
     tables = [
@@ -112,13 +115,20 @@ def _compare(
     a_p, b_p = np.triu_indices(len(arrays))
     asked = [(arrays[a].capture, arrays[b].capture) in pairs for a, b in zip(a_p, b_p, strict=True)]
     a_p, b_p = a_p[asked], b_p[asked]
-    estimates, faults = _estimate(arrays, samples, views, outcome, attrs)
+    estimates, faults, n_groups = _estimate(arrays, samples, views, outcome, attrs)
     reasons = explain_pairs(faults, samples.size, arrays)
     head = name_pairs(arrays, a_p, b_p)
     masks = [_mask(outcome.selection, key) for key in arrays]
     exposed = describe_pair_exposure(views, samples)
     frames = []
     for name, found in estimates.items():
+        if name == BETWEEN and not views[0].group_name:
+            continue
+        few = ""
+        if name == BETWEEN and n_groups < MIN_BETWEEN:
+            few = (
+                f"{n_groups} {views[0].group_name}s; pairs between them need at least {MIN_BETWEEN}"
+            )
         columns = {
             "granularity": "pooled",
             "kernel": "linear",
@@ -134,7 +144,9 @@ def _compare(
         }
         frame = head.assign(**columns)
         frame["reason"] = [
-            reasons[a] or reasons[b] or "self-similarity not positive" if np.isnan(value) else ""
+            reasons[a] or reasons[b] or few or "self-similarity not positive"
+            if np.isnan(value)
+            else ""
             for a, b, value in zip(a_p, b_p, columns["value"], strict=True)
         ]
         frames.append(frame)
@@ -188,10 +200,13 @@ def _estimate(
     views: Sequence[View],
     outcome: Outcome,
     attrs: dict[str, object],
-) -> tuple[dict[str, Estimate], list[str]]:
-    """Return CKA of all pairs, in panels of samples when their features do not fit, and faults."""
+) -> tuple[dict[str, Estimate], list[str], int]:
+    """Return CKA of all pairs, in panels of samples when their features do not fit.
+
+    Also what is wrong with each array, and how many groups there were.
+    """
     if samples.size < 4:
-        return no_estimate(len(arrays)), [""] * len(arrays)
+        return no_estimate(len(arrays)), [""] * len(arrays), 0
     workers, pooled = outcome.runner.workers, outcome.pooled
 
     def read(a: int, rows: NDArray[np.int64]) -> NDArray:
@@ -201,10 +216,11 @@ def _estimate(
     work = sum(widths) * float(samples.size) ** 2
     dtype = np.float64 if work <= _CHEAP else np.float32
     room = int(_SHARE * (outcome.selection.memory_bytes - pooled.held_bytes))
-    most = room // (8 * 8 * len(arrays) ** 2)
+    most = room // (8 * 24 * len(arrays) ** 2)
     groups = jackknife_groups(views[0], samples, outcome.selection.seed, most)
     n_groups = int(groups.max()) + 1
-    room -= 8 * len(arrays) * (2 * (n_groups + workers) * len(arrays) + samples.size * n_groups)
+    room -= 8 * len(arrays) * ((8 * n_groups + 2 * workers) * len(arrays))
+    room -= 8 * len(arrays) * samples.size * (n_groups + 8)
     panel = max(16, min(samples.size, room // 2 // (sum(widths) * np.dtype(dtype).itemsize)))
     panels = -(-samples.size // panel)
     attrs["gram_dtype"] = np.dtype(dtype).name
@@ -221,7 +237,7 @@ def _estimate(
         mapper=outcome.runner.map,
         workers=workers,
     )
-    return _blank(estimate(sums), moments.faults), moments.faults
+    return _blank(estimate(sums), moments.faults), moments.faults, n_groups
 
 
 def _blank(estimates: dict[str, Estimate], faults: Sequence[str]) -> dict[str, Estimate]:

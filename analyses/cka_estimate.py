@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from . import between
 from .gram import sum_pairs
 from .hsic import HsicSums, find_moments, hsic
 
 MIN_GROUPS = 3
 """Groups below which no jackknife interval is given."""
+BETWEEN = "between_groups"
+"""The estimator that takes no two samples of one speaker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +34,11 @@ class Estimate:
 
 def no_estimate(n_arrays: int) -> dict[str, Estimate]:
     """Return NaN everywhere, for too few samples."""
-    parts = [np.full((n_arrays, n_arrays), np.nan) for _ in range(5)]
-    return {name: Estimate(*parts) for name in ("debiased", "biased")}
+    return {name: _nothing(n_arrays) for name in ("debiased", "biased", BETWEEN)}
+
+
+def _nothing(n_arrays: int) -> Estimate:
+    return Estimate(*(np.full((n_arrays, n_arrays), np.nan) for _ in range(5)))
 
 
 def to_ratio(hsic_ll: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -95,43 +101,74 @@ def p_value(ratio: NDArray[np.float64], n: int) -> NDArray[np.float64]:
 
 
 def estimate(sums: HsicSums) -> dict[str, Estimate]:
-    """Return debiased and biased CKA of all pairs with their ceilings, p-values and intervals.
+    """Return CKA of all pairs: debiased, biased, and from pairs of different groups only.
 
     Notes
     -----
     The interval is delete-one-group: value ± t(0.975, G - 1) · √((G - 1)/G Σ (θ₋g - θ̄)²). It says
-    how much the value depends on which speakers were recorded; similarity between samples of one
-    speaker stays in it.
+    how much the value depends on which speakers were recorded. What makes utterances of one speaker
+    alike stays in `debiased` and `biased`, as a bias that their interval does not see;
+    `between_groups` is without it; its p-value is that of the t behind its interval, one-sided. For
+    independent data the jackknife takes the error for larger than it is: both err on the safe side.
     """
     unbiased_ll, biased_ll, n = hsic(sums)
-    ratios = {"debiased": to_ratio(unbiased_ll), "biased": to_ratio(biased_ll)}
-    spread = _jackknife(sums, ratios)
-    gamma_l = participation(sums)
+    hsics = {"debiased": unbiased_ll, "biased": biased_ll}
+    groups = range(sums.n_groups)
+    left_out = (hsic(sums, without=g) for g in groups)
+    parts = ({"debiased": part[0], "biased": part[1]} for part in left_out)
+    spreads = _jackknife(hsics, parts, sums.n_groups)
+    if sums.n_groups >= between.MIN_GROUPS:
+        tuples = between.sum_between(sums)
+        own = {BETWEEN: tuples.hsic()}
+        spreads |= _jackknife(own, ({BETWEEN: tuples.hsic(g)} for g in groups), sums.n_groups)
+        hsics |= own
     nothing = np.full_like(biased_ll, np.nan)
-    ceilings = {
-        "debiased": np.full_like(biased_ll, debiased_ceiling(n)) if n > 3 else nothing,
-        "biased": biased_ceiling(gamma_l, n) if n > 3 else nothing,
-    }
-    tests = {"debiased": p_value(ratios["debiased"], n) if n > 3 else nothing, "biased": nothing}
-    return {
-        name: Estimate(
-            value, value - spread[name], value + spread[name], ceilings[name], tests[name]
-        )
-        for name, value in ratios.items()
-    }
+    ceilings, tests = {}, {}
+    if n > 3:
+        ceilings["debiased"] = np.full_like(biased_ll, debiased_ceiling(n))
+        ceilings["biased"] = biased_ceiling(participation(sums), n)
+        tests["debiased"] = p_value(to_ratio(unbiased_ll), n)
+    found = {BETWEEN: _nothing(len(nothing))}
+    for name, hsic_ll in hsics.items():
+        value, spread = to_ratio(hsic_ll), spreads[name]
+        if name == BETWEEN:
+            tests[name] = _one_sided(value, spread, sums.n_groups)
+        ceiling, test = ceilings.get(name, nothing), tests.get(name, nothing)
+        found[name] = Estimate(value, value - spread, value + spread, ceiling, test)
+    return found
 
 
-def _jackknife(sums: HsicSums, ratios: dict[str, NDArray]) -> dict[str, NDArray[np.float64]]:
-    """Return half the width of the 95 % interval of both estimators."""
-    n_groups = sums.n_groups
+def _one_sided(
+    value: NDArray[np.float64], spread: NDArray[np.float64], n_groups: int
+) -> NDArray[np.float64]:
+    """Return the p-value of a value above 0, from half the width of its 95 % interval."""
+    point = stats.t.ppf(0.975, n_groups - 1)
+    error = np.where(spread > 0, spread / point, np.nan)  # a value with itself has no error
+    return stats.t.sf(value / error, n_groups - 1)
+
+
+def _jackknife(
+    whole: Mapping[str, NDArray], left_out: Iterable[Mapping[str, NDArray]], n_groups: int
+) -> dict[str, NDArray[np.float64]]:
+    """Return half the width of the 95 % interval of every estimator's ratio.
+
+    Parameters
+    ----------
+    whole
+        HSIC of all groups, by estimator.
+    left_out
+        The same without each group.
+    n_groups
+        Number of groups; NaN below 3.
+    """
+    ratios = {name: to_ratio(hsic_ll) for name, hsic_ll in whole.items()}
     if n_groups < MIN_GROUPS:
         return {name: np.full_like(value, np.nan) for name, value in ratios.items()}
     mean = {name: np.zeros_like(value) for name, value in ratios.items()}
     square = {name: np.zeros_like(value) for name, value in ratios.items()}
-    for group in range(n_groups):
-        unbiased_ll, biased_ll, _ = hsic(sums, without=group)
-        for name, part_ll in (("debiased", unbiased_ll), ("biased", biased_ll)):
-            difference = to_ratio(part_ll) - ratios[name]  # near 0, so that its variance is safe
+    for part in left_out:
+        for name, value in ratios.items():
+            difference = to_ratio(part[name]) - value  # near 0, so that its variance is safe
             mean[name] += difference / n_groups
             square[name] += np.square(difference)
     point = float(stats.t.ppf(0.975, n_groups - 1))
@@ -145,14 +182,14 @@ def _jackknife(sums: HsicSums, ratios: dict[str, NDArray]) -> dict[str, NDArray[
 def linear_cka(
     features: Sequence[NDArray], groups: Sequence[object] | None = None
 ) -> dict[str, Estimate]:
-    """Return debiased and biased linear CKA of all pairs of arrays held in memory.
+    """Return linear CKA of all pairs of arrays held in memory, by every estimator of `estimate`.
 
     Parameters
     ----------
     features
         Arrays [samples, features] with the same samples in the same order; widths may differ.
     groups
-        Speaker (or another group) of every sample, for the intervals.
+        Speaker (or another group) of every sample, for the intervals and `between_groups`.
 
     Raises
     ------

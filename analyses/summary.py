@@ -202,11 +202,16 @@ def _mean_values(
 
 
 def _cka_values(rows: Sequence[_Row]) -> dict[str, Any]:
-    """Return the mean debiased CKA over layers of the same site and layer in two captures."""
+    """Return the mean CKA over layers of the same site and layer in two captures.
+
+    From pairs of different groups where there are enough of them, else debiased.
+    """
+    known = {row["estimator"] for row in rows if row["value"] is not None}
+    estimator = "between_groups" if "between_groups" in known else "debiased"
     groups: dict[str, dict[str, list[float | None]]] = {}
     for row in rows:
         same = row["site_a"] == row["site_b"] and row["layer_a"] == row["layer_b"]
-        if same and row["capture_a"] != row["capture_b"] and row["estimator"] == "debiased":
+        if same and row["capture_a"] != row["capture_b"] and row["estimator"] == estimator:
             pair = f"{row['capture_a']} - {row['capture_b']}"
             groups.setdefault(pair, {}).setdefault(row["site_a"], []).append(row["value"])
     return {

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 STREAM = "resid_post"
 PASSES = {"": "forward", "grad.": "backward"}
+ESTIMATORS = ("between_groups", "debiased")
+"""What is shown: the first that has a value. Only the first is right for utterances of speakers."""
 COLUMNS = [
     *("capture_a", "site_a", "layer_a", "capture_b", "site_b", "layer_b"),
     *("value", "value_low", "value_high", "p_value", "null_ceiling", "n"),
@@ -40,7 +42,9 @@ COLUMNS = [
 def cka_section(table: pd.DataFrame, study: Study) -> Section:
     """Return heatmaps within and between captures and the A-against-B curves."""
     rows = prefer(table, "granularity", "pooled")
-    rows = prefer(prefer(rows, "kernel", "linear"), "estimator", "debiased")
+    rows = prefer(rows, "kernel", "linear")
+    known = set(strings(having(rows, "value"), "estimator"))
+    rows = prefer(rows, "estimator", *(name for name in ESTIMATORS if name in known))
     stream = where(where(rows, "site_a", STREAM), "site_b", STREAM)
     between = _with_reference(stream, study)
     diagonal = _equal_layers(between)

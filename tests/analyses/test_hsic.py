@@ -126,7 +126,10 @@ def test_invariances() -> None:
     rng = np.random.default_rng(4)
     rotation = np.linalg.qr(rng.normal(size=(8, 8)))[0]
     skew = np.diag(10.0 ** np.arange(8))
-    base, changed, skewed = (linear_cka([a, y]) for a in (x, 7 * x @ rotation + 3, x @ skew))
+    groups = (np.arange(50) % 7).tolist()
+    base, changed, skewed = (
+        linear_cka([a, y], groups) for a in (x, 7 * x @ rotation + 3, x @ skew)
+    )
     for name in base:
         assert changed[name].value[0, 1] == pytest.approx(base[name].value[0, 1], abs=1e-12)
         assert abs(skewed[name].value[0, 1] - base[name].value[0, 1]) > 1e-2
