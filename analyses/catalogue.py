@@ -15,10 +15,11 @@ from .cka import CKA
 from .contribution import Contribution
 from .engine import Progress, Runner, open_runner, run_passes
 from .erasure import Erasure
-from .errors import AnalysisInputError, MissingSitesError
+from .errors import AnalysisInputError, MemoryBudgetError, MissingSitesError
 from .fold import ArrayKey, Fold
 from .lens import Lens
 from .memory import format_bytes, parse_bytes, plan_passes
+from .own import as_analysis
 from .plan import Analysis, Outcome, Plan, Table
 from .pooled import CollectFold, PooledSource
 from .probe import Probe
@@ -46,7 +47,7 @@ _COLLECT_SHARE = 0.4
 
 def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it optional
     store: Store | str | Path,
-    names: Sequence[str | Analysis] | None = None,
+    names: Sequence[str | Analysis | Fold[Any, Any]] | None = None,
     *,
     against: Store | str | Path | None = None,
     captures: Sequence[str] | None = None,
@@ -65,9 +66,10 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
     store
         An open store, or its path.
     names
-        Names of the catalogue (`cka`, `svd`, …), or analyses with other options
-        (`Probe(shuffles=20)`). None: every analysis that the store can serve; the others are named
-        in the attribute `skipped`.
+        Names of the catalogue (`cka`, `svd`, …), analyses with other options
+        (`Probe(shuffles=20)`), or folds of your own, whose results come under their `name`. None:
+        every analysis that the store can serve within `memory`; the others are named in the
+        attribute `skipped`.
     against
         Another store whose captures are compared with this one's by `cka`, as `against:<capture>`.
     captures, sites, layers
@@ -132,18 +134,22 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
     return {name: to_dataset(name, table, attrs) for name, table in tables.items()}
 
 
-def choose(names: Sequence[str | Analysis] | None) -> list[Analysis]:
-    """Return the analyses that names stand for, each once.
+def choose(names: Sequence[str | Analysis | Fold[Any, Any]] | None) -> list[Analysis]:
+    """Return the analyses that names and folds stand for, each once.
 
     Raises
     ------
     AnalysisInputError
-        An unknown name; says which ones there are.
+        An unknown name (says which ones there are), or two analyses of one name.
     """
     chosen: dict[str, Analysis] = {}
     for name in CATALOGUE if names is None else [names] if isinstance(names, str) else names:
         if not isinstance(name, str):
-            chosen[name.name] = name
+            analysis = as_analysis(name)
+            if analysis.name in chosen:
+                msg = f"two analyses are called {analysis.name!r}: give one of them another `name`."
+                raise AnalysisInputError(msg)
+            chosen[analysis.name] = analysis
         elif name in CATALOGUE:
             chosen[name] = CATALOGUE[name]
         else:
@@ -163,7 +169,7 @@ def _plan(
     for analysis in chosen:
         try:
             plans[analysis.name] = analysis.plan(selection)
-        except MissingSitesError as error:
+        except (MissingSitesError, MemoryBudgetError) as error:
             if not by_default:
                 raise
             skipped[analysis.name] = str(error)

@@ -78,6 +78,21 @@ class Selection:
             if self.wants_layer(layer)
         ]
 
+    def check_key(self, key: ArrayKey) -> None:
+        """Raise AnalysisInputError where the captures hold no such array; says which ones exist."""
+        views = self.source.views
+        if key.capture not in views:
+            raise AnalysisInputError(_absent("capture", key.capture, views))
+        view = views[key.capture]
+        known, name = (
+            (view.pooled, f"{key.site}.{key.pool}") if key.pool else (view.sites, key.site)
+        )
+        if name not in known:
+            raise AnalysisInputError(_absent("site", name, known))
+        layers = layers_of(view, key.site, key.pool)
+        if key.layer not in layers:
+            raise AnalysisInputError(_absent("layer", key.layer, map(str, layers)))
+
     def stored_key(self, key: ArrayKey) -> ArrayKey:
         """Return what is read for a pooled array: itself where it was recorded, else its rows."""
         view = self.source.views[key.capture]
