@@ -4,6 +4,7 @@ Suffixes of arrays in the kernels: N rows or samples, D features, L arrays (laye
 G groups, K classes, S label sets, B bootstrap replicates, R rank, P pairs, M statistics.
 """
 
+from .alignment import Alignment as Alignment
 from .catalogue import ANALYSES as ANALYSES
 from .catalogue import analyze as analyze
 from .cka import CKA as CKA

@@ -11,6 +11,7 @@ from typing import Any
 import xarray as xr
 
 from ..store import Store, open_store
+from .alignment import Alignment
 from .cka import CKA
 from .contribution import Contribution
 from .engine import Progress, Runner, open_runner, run_passes
@@ -37,6 +38,7 @@ CATALOGUE: dict[str, Analysis] = {
     "contribution": Contribution(),
     "outputs": Scores(),
     "erasure": Erasure(),
+    "alignment": Alignment(),
 }
 """Every analysis with its default options."""
 ANALYSES: dict[str, str] = {name: analysis.description for name, analysis in CATALOGUE.items()}
@@ -89,9 +91,9 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
     -------
     dict
         Datasets by table name (`cka`, `svd`, `spectrum`, `probe`, `lens`, `contribution`,
-        `outputs`, `confusion`, `erasure`), each of one dimension `entry` with the columns as
-        variables. The attributes say seed, memory, passes, bytes read, the store and the choices of
-        the estimator. Captures of interventions appear in `erasure` alone.
+        `outputs`, `confusion`, `erasure`, `alignment`), each of one dimension `entry` with the
+        columns as variables. The attributes say seed, memory, passes, bytes read, the store and the
+        choices of the estimator. Captures of interventions appear in `erasure` alone.
 
     Raises
     ------

@@ -139,6 +139,9 @@ def collect_values(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
             _mean_values, keys=("capture", "component"), columns=("ratio_mean", "cosine_mean")
         ),
         "cka": _cka_values,
+        "alignment": partial(
+            _mean_values, keys=("capture", "direction"), columns=("value", "null_mean")
+        ),
         "erasure": _erasure_values,
     }
     rows = {name: tables[name].to_dict("records") for name in makers if name in tables}

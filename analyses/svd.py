@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from .errors import MissingSitesError
 from .fold import ArrayKey, Block
 from .plan import Outcome, Plan, Table, describe_exposure, mask_of
+from .projection import Projection, Turned, find_projection
 from .scatter import TILE_ROWS, Scatter, add_rows, merge_scatter
 from .selection import Selection, matches
-from .source import View
+from .source import Source, View
 from .spectrum import describe_spectrum, singular_values
 
 _TINY = float(np.finfo(np.float64).tiny)
@@ -32,6 +33,8 @@ class Spectra:
     """Of the rows as they are."""
     reason: str
     """Why there are none; empty otherwise."""
+    turned: Turned | None = None
+    """What the similarity with a LoRA partner follows from, where the array has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,8 @@ class ScatterFold:
     """Singular values that there can be: the width, or the rank of the adapter behind `lora_b`."""
     itemsize: int
     """Bytes of one value in memory."""
+    projection: Projection | None = None
+    """How the rows of a LoRA partner follow; None for an array without one."""
 
     @property
     def needs(self) -> tuple[ArrayKey, ...]:
@@ -89,7 +94,13 @@ class ScatterFold:
         # a mean that is not exact leaves rounding where every row is the same
         floor = 1e-12 * uncentred[0]
         centred = np.where(centred <= floor, 0.0, centred) if centred[0] <= floor else centred
-        return Spectra(state.n, centred, uncentred, "")
+        return Spectra(state.n, centred, uncentred, "", self._turned(state))
+
+    def _turned(self, state: Scatter) -> Turned | None:
+        matrix_dk = None if self.projection is None else self.projection.matrix_dk
+        if matrix_dk is None or not np.isfinite(matrix_dk).all():
+            return None
+        return Turned.of(state.scatter_dd, matrix_dk)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +115,7 @@ class SVD:
     def plan(self, selection: Selection) -> Plan:
         """Return one scatter fold for each row array."""
         folds = {
-            key: make_scatter_fold(view, key)
+            key: make_scatter_fold(selection.source, view, key)
             for view in selection.captures
             for key in selection.row_keys(view)
         }
@@ -117,14 +128,15 @@ class SVD:
         return Plan(partial(_conclude, folds), tuple(folds.values()))
 
 
-def make_scatter_fold(view: View, key: ArrayKey) -> ScatterFold:
+def make_scatter_fold(source: Source, view: View, key: ArrayKey) -> ScatterFold:
     """Return the scatter fold of one array; B outputs span no more than the adapter's rank."""
     info = view.info(key)
     rank = info.width
     adapter = view.attrs.get("adapter") or {}
     if matches(key.site, "lora_b") and adapter.get("r"):
         rank = min(rank, int(adapter["r"]))
-    return ScatterFold(key, info.width, rank, 8 if info.dtype == "float64" else 4)
+    itemsize = 8 if info.dtype == "float64" else 4
+    return ScatterFold(key, info.width, rank, itemsize, find_projection(source, key))
 
 
 def _conclude(folds: dict[ArrayKey, ScatterFold], outcome: Outcome) -> dict[str, Table]:

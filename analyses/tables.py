@@ -69,6 +69,10 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         *("ratio_median", "cosine_mean", "cosine_mean_low", "cosine_mean_high", "cosine_median"),
         *_END,
     ),
+    "alignment": (
+        *("capture", "module", "layer", "direction", "mask", "value", "null_mean", "null_low"),
+        *("null_high", "p_value", *_END),
+    ),
     "outputs": (
         *("capture", "uar", "uar_low", "uar_high", "war", "macro_f1", "nll", "ece", *_END),
     ),
@@ -84,7 +88,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 _TEXT = {
     *("capture", "site", "capture_a", "site_a", "capture_b", "site_b", "granularity", "kernel"),
     *("estimator", "mask", "probe", "split", "fold", "component", "label", "predicted"),
-    *("intervention", "change", "exposed", "reason"),
+    *("intervention", "change", "module", "direction", "exposed", "reason"),
 }
 _WHOLE = {"layer", "layer_a", "layer_b", "n", "index", "count"}
 _LAYERS = ("layer", "layer_a", "layer_b")

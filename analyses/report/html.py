@@ -16,6 +16,7 @@ from . import overview
 from .frames import plain, plain_table
 from .plots import house_style
 from .section import Section, TableView
+from .section_alignment import alignment_section
 from .section_cka import cka_section
 from .section_contribution import contribution_section
 from .section_erasure import erasure_section
@@ -108,6 +109,7 @@ def make_sections(
         outputs_section(table["outputs"], table["confusion"], study),
         probe_section(table["probe"], study),
         cka_section(table["cka"], study),
+        alignment_section(table["alignment"], study),
         svd_section(table["svd"], table["spectrum"], study),
         lens_section(table["lens"], study),
         contribution_section(table["contribution"], study),

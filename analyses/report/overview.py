@@ -23,6 +23,7 @@ VALUE = {
     "lens": "overlap",
     "outputs": "uar",
     "erasure": "delta_uar",
+    "alignment": "value",
 }
 """The column that says whether a row of a table holds a result."""
 

@@ -19,7 +19,8 @@ from lorascope.store import LorascopeError, create_store, open_store
 
 
 def test_the_catalogue_describes_every_analysis() -> None:
-    assert set(ANALYSES) == {"cka", "svd", "probe", "lens", "contribution", "outputs", "erasure"}
+    names = "cka svd probe lens contribution outputs erasure alignment"
+    assert set(ANALYSES) == set(names.split())
     assert all(len(text) > 20 for text in ANALYSES.values())
 
 
@@ -52,7 +53,7 @@ def test_what_cannot_be_served_is_skipped_and_said(tmp_path, make_store) -> None
     results = analyze(make_store(tmp_path / "s.zarr", [x]))
     assert set(results) == {"cka", "svd", "spectrum"}
     skipped = json.loads(results["cka"].attrs["skipped"])
-    assert set(skipped) == {"probe", "lens", "contribution", "outputs", "erasure"}
+    assert set(skipped) == {"probe", "lens", "contribution", "outputs", "erasure", "alignment"}
     assert "label" in skipped["probe"]
 
 

@@ -57,7 +57,7 @@ def numbers(result: Any) -> list[np.ndarray]:
         return [np.asarray(result)]
     if isinstance(result, list | tuple):
         return [x for item in result for x in numbers(item)]
-    if isinstance(result, str):
+    if result is None or isinstance(result, str):
         return []
     return [x for name in result.__dataclass_fields__ for x in numbers(getattr(result, name))]
 

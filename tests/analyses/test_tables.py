@@ -18,6 +18,7 @@ CONTRACT = {
     "lens": "capture layer kl_final_layer kl_layer_final js overlap chance_overlap uar",
     "contribution": "capture layer component mask ratio_mean ratio_median cosine_mean "
     "cosine_median n",
+    "alignment": "capture module layer direction mask value null_mean null_low null_high p_value",
     "outputs": "capture uar war",
     "confusion": "capture label predicted count",
 }
@@ -49,7 +50,7 @@ def test_tables_have_the_columns_of_the_contract(results, tables, name):
     ("name", "column"),
     [
         *(("cka", "value"), ("svd", "erank"), ("probe", "uar"), ("lens", "overlap")),
-        *(("contribution", "ratio_mean"), ("outputs", "uar")),
+        *(("contribution", "ratio_mean"), ("outputs", "uar"), ("alignment", "value")),
     ],
 )
 def test_every_missing_value_has_a_reason_and_no_other(tables, name, column):

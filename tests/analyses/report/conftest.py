@@ -130,6 +130,14 @@ def make_tables(layers: int = LAYERS) -> dict[str, pd.DataFrame]:
     ]
     whole = {"capture": "lora", "intervention": "lora_off", "change": "LoRA off", "layer": -1}
     erased.append(whole | {"n": 12, "exposed": "none", "reason": ""} | spread("delta_uar", -0.01))
+    null = {"value": 0.9, "null_mean": 0.6, "null_low": 0.4, "null_high": 0.8, "p_value": 0.01}
+    aligned = [
+        {"capture": "lora", "module": "v", "layer": i, "direction": d, "mask": "valid", "n": 900}
+        | {"exposed": "none", "reason": ""}
+        | null
+        for i in range(layers)
+        for d in ("forward", "backward")
+    ]
     cells = [(c, t, p) for c in CAPTURES for t in LABELS for p in LABELS]
     return {
         "cka": cka_table(layers),
@@ -138,6 +146,7 @@ def make_tables(layers: int = LAYERS) -> dict[str, pd.DataFrame]:
         "probe": probe_table(layers),
         "lens": with_layers(lens, "cluster bootstrap over speakers, 95 %"),
         "contribution": with_layers(contribution),
+        "alignment": with_layers(aligned),
         "erasure": with_layers(erased, "cluster bootstrap over speakers, 95 %"),
         "outputs": with_layers(scores, "cluster bootstrap over speakers, 95 %"),
         "confusion": with_layers(

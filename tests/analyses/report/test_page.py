@@ -41,7 +41,7 @@ def test_ids_are_unique_and_every_reference_leads_somewhere(page) -> None:
 
 def test_every_caption_says_how_the_numbers_came_about(page) -> None:
     captions = page.texts["figcaption"]
-    assert len(captions) == 12
+    assert len(captions) == 13
     for text in captions:
         assert re.search(r"N = \d", text)
         assert "estimator:" in text
