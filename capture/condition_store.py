@@ -137,7 +137,7 @@ def capture_attributes(
     described = None
     if adapter is not None:
         scaling = adapter_scaling(loaded.model, loaded.family)
-        described = {**adapter.model_dump(mode="json"), "scaling": scaling}
+        described = {**adapter.describe(), "scaling": scaling}
     norm = final_norm(loaded.model, loaded.family)
     return {
         "model": loaded.description,

@@ -29,22 +29,27 @@ class Condition:
     spec: CaptureSpec
     """Its adapter and training."""
     head_from: str | None
-    """The capture whose trained head it uses; its own name where it trains one; None: untrained."""
+    """The capture whose trained head it uses; its own name where it trains or brings one; None:
+    untrained."""
 
     @property
     def trained(self) -> tuple[str, ...]:
         """What was trained in or for this capture."""
-        if self.head_from is None:
-            return ()
-        own = self.spec.train is not None
-        return ("head", "adapter") if own and self.spec.adapter is not None else ("head",)
+        adapter = self.spec.adapter
+        parts = {
+            "head": self.head_from is not None,
+            "adapter": adapter is not None
+            and (self.spec.train is not None or adapter.path is not None),
+        }
+        return tuple(part for part, trained in parts.items() if trained)
 
 
 def order_conditions(config: CaptureConfig) -> list[Condition]:
     """Return the conditions in the order in which they must run: the giver of the head first.
 
-    A capture with training trains its own head, from the same seeded initial head; one without uses
-    the head of `head.from`, so that conditions differ in nothing but their adapter.
+    A capture with training trains its own head, from the same seeded initial head; a loaded adapter
+    may bring one. All others use the head of `head.from`, so that they differ in nothing but their
+    adapter.
     """
     giver = config.head.from_
     names = sorted(config.captures, key=lambda name: name != giver)
@@ -52,10 +57,14 @@ def order_conditions(config: CaptureConfig) -> list[Condition]:
         Condition(
             name,
             config.captures[name],
-            name if config.captures[name].train is not None else giver,
+            name if _has_own_head(config.captures[name]) else giver,
         )
         for name in names
     ]
+
+
+def _has_own_head(spec: CaptureSpec) -> bool:
+    return spec.train is not None or (spec.adapter is not None and spec.adapter.head)
 
 
 def wanted_sites(
@@ -154,7 +163,7 @@ def fingerprint(
         "device": device.partition(":")[0],
         "model": _identity_of({key: model[key] for key in _MODEL if key in model}),
         "data": dict(data),
-        "split": {"by": split.by, "test": list(split.test)} if giver else None,
+        "split": {"by": split.by, "test": list(split.test)} if condition.trained else None,
         "adapter": _identity_of(resolved["captures"][condition.name]["adapter"]),
         "train": _identity_of(resolved["captures"][condition.name]["train"]),
         "head": head,
@@ -172,4 +181,8 @@ def _identity_of(section: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if section is None:
         return None
     later = _LATER_DEFAULTS.items()
-    return {key: value for key, value in section.items() if (key, value) not in later}
+    return {
+        key: value
+        for key, value in section.items()
+        if key != "path" and (key, value) not in later  # where a file lies changes no value
+    }

@@ -3,9 +3,9 @@
 Light on purpose (ruamel.yaml and pydantic, never torch), because a mistake in a configuration
 must be told before anything heavy is loaded.
 
-Paths: ``data.root``, ``data.manifest`` and a local ``model.base`` are relative to the folder of
-the configuration file (from ``--set``: to the current folder); ``store`` is always relative to the
-current folder, because outputs belong where the user is.
+Paths: ``data.root``, ``data.manifest``, ``adapter.path`` and a local ``model.base`` are relative to
+the folder of the configuration file (from ``--set``: to the current folder); ``store`` is always
+relative to the current folder, because outputs belong where the user is.
 """
 
 import os
@@ -37,6 +37,7 @@ from .config_sites import SITES
 from .config_types import parse_size, suggest
 from .config_yaml import Document, Problem, read_yaml
 from .errors import ConfigError
+from .saved_adapter import SavedAdapterError, read_saved_adapter
 
 __all__ = [
     "DEMO_CONFIG_PATH",
@@ -102,7 +103,9 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         apply_override(document, override, CaptureConfig)
     problems = list(document.problems)
     if isinstance(document.value, dict):
-        problems += _make_paths_absolute(document, document.value, config_path.absolute().parent)
+        folder = config_path.absolute().parent
+        problems += _make_paths_absolute(document, document.value, folder)
+        problems += _read_adapters(document, document.value, folder)
         problems += cross_checks(document.value)
     config, found = _validate(document)
     # A value that could not be read was told already; that it is missing now is no news.
@@ -176,6 +179,29 @@ def _make_paths_absolute(document: Document, config: dict[str, Any], folder: Pat
     if isinstance(model, dict) and isinstance(base := model.get("base"), str) and base:
         model["base"], problem = _model_base(base, _base(document, ("model", "base"), folder))
         problems += [Problem(("model", "base"), problem)] if problem else []
+    return problems
+
+
+def _read_adapters(document: Document, config: dict[str, Any], folder: Path) -> list[Problem]:
+    """Fill in, in place, what the saved adapters of captures are."""
+    problems: list[Problem] = []
+    captures = config.get("captures")
+    for name, spec in captures.items() if isinstance(captures, dict) else ():
+        adapter = spec.get("adapter") if isinstance(spec, dict) else None
+        if not isinstance(adapter, dict) or not isinstance(adapter.get("path"), str):
+            continue
+        place = ("captures", name, "adapter")
+        for key in adapter.keys() - {"path", "type"}:
+            message = f"captures.{name}.adapter: {key!r} is read from `path`; leave it out"
+            problems.append(Problem((*place, key), message, at_key=True))
+        path = _absolute(adapter["path"], _base(document, (*place, "path"), folder))
+        try:
+            adapter |= read_saved_adapter(path)
+        except (SavedAdapterError, OSError) as error:
+            message = f"captures.{name}.adapter.path: {error}"
+            problems.append(Problem((*place, "path"), message))
+            # no second complaint about what would have been read
+            adapter |= {"r": 1, "alpha": 1, "target_modules": ["unknown"]}
     return problems
 
 

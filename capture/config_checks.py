@@ -35,6 +35,12 @@ def _trained(config: dict[str, Any]) -> list[str]:
     return [name for name in captures if _section(captures, name).get("train") is not None]
 
 
+def _loaded(config: dict[str, Any]) -> list[str]:
+    """Return the captures whose adapter was trained elsewhere."""
+    captures = _section(config, "captures")
+    return [name for name in captures if "path" in _section(captures, name, "adapter")]
+
+
 def _check_head(config: dict[str, Any]) -> Iterator[Problem]:
     name = _section(config, "head").get("from")
     captures = _section(config, "captures")
@@ -62,6 +68,15 @@ def _check_split(config: dict[str, Any]) -> Iterator[Problem]:
     elif trained and config.get("split") is None:
         message = f"missing key 'split': {trained[0]!r} is trained, so say what it never sees; "
         yield Problem(("split",), message + example, at_key=True)
+    elif _loaded(config) and config.get("split") is None:
+        name = _loaded(config)[0]
+        message = f"missing key 'split': {name!r} was trained, so say what it never saw (all "
+        message += "speakers, if it was trained on another corpus); "
+        yield Problem(("split",), message + example, at_key=True)
+    for name in _loaded(config):
+        if name in trained:
+            message = f"captures.{name}.train: an adapter that is loaded is captured as it is; "
+            yield Problem(("captures", name, "train"), message + "leave train out")
 
 
 def _check_corpus(config: dict[str, Any]) -> Iterator[Problem]:

@@ -1,5 +1,6 @@
 """The configuration of a capture as frozen models: one class per section of the YAML file."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import (
@@ -104,7 +105,7 @@ class SplitConfig(Section):
 
 
 class AdapterConfig(Section):
-    """``captures.<name>.adapter``: a fresh adapter."""
+    """``captures.<name>.adapter``: a fresh adapter, or one that was trained elsewhere (`path`)."""
 
     type: Annotated[str, Strict(), choice("lora", what="adapter type")] = "lora"
     """Kind of adapter."""
@@ -120,6 +121,26 @@ class AdapterConfig(Section):
     """Rank-stabilised: scale by alpha / sqrt(r) instead of alpha / r."""
     init: Annotated[str, Strict(), choice("peft", "normal", what="initial state")] = "peft"
     """``peft``: PEFT's own, B = 0; ``normal``: A and B drawn from N(0, 0.02^2)."""
+    path: Text | None = None
+    """Folder that PEFT's `save_pretrained` wrote (absolute after loading). All the rest is read
+    from there."""
+    sha256: Text | None = None
+    """Of its weights; filled in."""
+    base: Text | None = None
+    """The model that it was trained on, as it says; filled in."""
+    head: Annotated[bool, Strict()] = False
+    """Whether it brings a head of its own; filled in."""
+
+    @model_serializer(mode="wrap")
+    def _only_given(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        later = ("path", "sha256", "base", "head")
+        return {key: value for key, value in dump(self).items() if value or key not in later}
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a store says of it (JSON): not where it lies on this machine."""
+        described = self.model_dump(mode="json")
+        path = described.pop("path", None)
+        return described if path is None else {**described, "saved_as": Path(path).name}
 
 
 class TrainConfig(Section):

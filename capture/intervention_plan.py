@@ -46,7 +46,9 @@ class Subject:
     def adapter_acts(self) -> bool:
         """Whether its adapter adds anything: PEFT's own initial state does not (B = 0)."""
         adapter = self.spec.adapter
-        return adapter is not None and (self.spec.train is not None or adapter.init == "normal")
+        if adapter is None:
+            return False
+        return self.spec.train is not None or adapter.path is not None or adapter.init == "normal"
 
 
 def expand_interventions(

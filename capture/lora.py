@@ -7,8 +7,9 @@ s = alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Set
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import nn
 from .adapters import adapters_of
 from .config_types import suggest
 from .errors import ModelError
+from .saved_adapter import WEIGHTS, weight_names
 from .streams import find_streams, layer_modules
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ NORMAL_STD = 0.02
 def attach_adapter(
     model: nn.Module, family: SpeechFamily, spec: AdapterConfig, *, seed: int
 ) -> None:
-    """Put a seeded LoRA adapter into `model`, in place, and leave the model in eval mode.
+    """Put a LoRA adapter into `model`, in place, and leave the model in eval mode.
 
     Parameters
     ----------
@@ -41,15 +43,18 @@ def attach_adapter(
     spec
         What to attach.
     seed
-        Seed of the initial A (and of B with ``init: normal``). The global random state of torch
-        is left as it was.
+        Seed of the initial A (and of B with ``init: normal``) of a fresh one. The global random
+        state of torch is left as it was.
 
     Raises
     ------
     ModelError
         A target matches nothing (the message lists what exists), or names a module that is not
-        linear or belongs to the head.
+        linear or belongs to the head; a saved adapter is one of another model.
     """
+    if spec.path is not None:
+        attach_saved(model, family, Path(spec.path))
+        return
     from peft import LoraConfig, inject_adapter_in_model
 
     paths = _target_paths(model, family, spec)
@@ -68,6 +73,78 @@ def attach_adapter(
         _draw_normal(model, family, seed)
     # A fresh adapter is in training mode: its dropout would be active while capturing.
     model.eval()
+
+
+def attach_saved(model: nn.Module, family: SpeechFamily, folder: Path) -> None:
+    """Put an adapter that PEFT saved into `model`, in place, and its head where it has one.
+
+    Parameters
+    ----------
+    model
+        The bare transformers model; weights of the meta device have their names and shapes checked.
+    family
+        Its table.
+    folder
+        What `save_pretrained` wrote, as `read_saved_adapter` accepted it.
+
+    Raises
+    ------
+    ModelError
+        The model lacks a module of the adapter, or the other way round, or shapes differ.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+    from safetensors.torch import load_file
+
+    config = cast("LoraConfig", LoraConfig.from_pretrained(str(folder)))
+    base = config.base_model_name_or_path or "a base that it does not name"
+    # the head is loaded into its place; A and B are drawn first, and drawn for nothing
+    config.modules_to_save, config.init_lora_weights, config.inference_mode = None, True, False
+    try:
+        with torch.random.fork_rng(devices=[]):
+            inject_adapter_in_model(config, model, adapter_name=ADAPTER)
+    except ValueError as error:
+        msg = f"the adapter {folder} (for {base}) does not fit this model: {error}"
+        raise ModelError(msg) from error
+    places = {
+        f"{found.path}.lora_{part}.weight": module.weight
+        for found in adapters_of(model, family)
+        for part, module in (("A", found.lora_a), ("B", found.lora_b))
+    }
+    heads = {
+        f"{path}.{name}": parameter
+        for path in family.head.modules.values()
+        for name, parameter in model.get_submodule(path).named_parameters()
+    }
+    keys = weight_names(folder)
+    if any(name in keys for name in heads):
+        places |= heads
+    _check_places(folder, base, places.keys(), keys.keys())
+    values = load_file(folder / WEIGHTS)
+    for name, parameter in places.items():
+        value = values[keys[name]]
+        if value.shape != parameter.shape:
+            hint = "; has the head as many classes as data.labels?" if name in heads else ""
+            msg = (
+                f"the adapter {folder} (for {base}) does not fit this model: {name} has shape "
+                f"{tuple(value.shape)}, the model's {tuple(parameter.shape)}{hint}"
+            )
+            raise ModelError(msg)
+        with torch.no_grad():
+            parameter.copy_(value.to(parameter.dtype))
+    model.eval()
+
+
+def _check_places(folder: Path, base: str, wanted: Set[str], there: Set[str]) -> None:
+    lost, foreign = sorted(wanted - there), sorted(there - wanted)
+    if not lost and not foreign:
+        return
+    what = []
+    if foreign:
+        what.append(f"this model has no {foreign[0]} ({len(foreign)} of {len(there)} weights)")
+    if lost:
+        what.append(f"the adapter has no {lost[0]} ({len(lost)} of {len(wanted)} weights)")
+    msg = f"the adapter {folder} (for {base}) does not fit this model: {', and '.join(what)}"
+    raise ModelError(msg)
 
 
 def _target_paths(model: nn.Module, family: SpeechFamily, spec: AdapterConfig) -> list[str]:

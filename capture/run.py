@@ -130,8 +130,8 @@ def _run_conditions(
     weights: dict[str, Mapping[str, np.ndarray]] = {}
     for prepared in run.conditions:
         condition = prepared.condition
-        own = condition.spec.train is not None or condition.head_from is None
-        head = None if own else weights[condition.head_from or ""]
+        giver = condition.head_from
+        head = None if giver in (None, condition.name) else weights[giver]
         found = run_condition(context, prepared, head)
         weights[condition.name] = found[-1].weights
         results += found
@@ -155,6 +155,10 @@ def _tell(config: CaptureConfig, run: PreparedRun, reporter: Reporter) -> None:
         reporter.note(f"{cut} of {len(run.table.samples)} utterances are cut to {seconds:g} s.")
     if run.corpus.left_out:
         reporter.note(f"left out: {_spell_left_out(run.corpus)}")
+    for name, spec in config.captures.items():
+        said = spec.adapter.base if spec.adapter is not None else None
+        if said is not None and Path(said).name.lower() != Path(config.model.base).name.lower():
+            reporter.note(f"{name}: the adapter was trained on {said}, as it says itself.")
 
 
 def _spell_left_out(corpus: Corpus) -> str:
