@@ -105,8 +105,9 @@ def find_scaling(adapter: object, rank: int) -> float | None:
 
 
 def _positive(value: object) -> float | None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if number and 0 < value < np.inf else None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return float(value) if 0 < value < np.inf else None
 
 
 def find_places(view: View, selection: Selection) -> list[Place]:

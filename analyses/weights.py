@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from .adapters import Adapter, find_places
+from .adapters import Adapter, Place, find_places
 from .errors import MissingSitesError
 from .factors import count_intruders, leading_directions, left_vectors, overlap
 from .memory import format_bytes
@@ -58,11 +58,8 @@ class Weights:
 
     def plan(self, selection: Selection) -> Plan:
         """Return a plan that reads parameters alone."""
-        places = {
-            view.name: found
-            for view in selection.captures
-            if (found := find_places(view, selection))
-        }
+        found = {view.name: find_places(view, selection) for view in selection.captures}
+        places = {name: modules for name, modules in found.items() if modules}
         if not places:
             msg = (
                 "weights needs the matrices of an adapter (adapter.<layer>.<module>.lora_a and "

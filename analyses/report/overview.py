@@ -23,6 +23,7 @@ VALUE = {
     "lens": "overlap",
     "outputs": "uar",
     "erasure": "delta_uar",
+    "gradients": "norm_mean",
 }
 """The column that says whether a row of a table holds a result."""
 

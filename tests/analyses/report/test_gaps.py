@@ -31,12 +31,14 @@ def test_strings_of_a_store_stay_text(tables, summary, render, tmp_path) -> None
 
 
 @pytest.mark.parametrize(
-    "name", [None, "cka", "svd", "probe", "lens", "contribution", "outputs", "erasure"]
+    "name",
+    [None, "cka", "svd", "probe", "lens", "contribution", "outputs", "erasure", "weights"]
+    + ["gradients"],
 )
 def test_a_missing_analysis_is_named_with_its_reason(name, tables, render, tmp_path) -> None:
     present = {name: tables(2)[name]} if name else {}
     page = render(present, {"skipped": {"lens": "lens needs a head."}}, tmp_path)
-    assert page.text.count("Nothing here: ") == (6 if name else 7)
+    assert page.text.count("Nothing here: ") == (8 if name else 9)
     assert ("Nothing here: lens needs a head." in page.text) == (name != "lens")
 
 
