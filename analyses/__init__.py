@@ -19,9 +19,11 @@ from .fold import ArrayKey as ArrayKey
 from .fold import Block as Block
 from .fold import Fold as Fold
 from .fold import Piece as Piece
+from .gradients import Gradients as Gradients
 from .lens import Lens as Lens
 from .outputs import write_outputs as write_outputs
 from .probe import Probe as Probe
 from .scores import Scores as Scores
 from .svd import SVD as SVD
 from .tables import to_tables as to_tables
+from .weights import Weights as Weights

@@ -18,6 +18,7 @@ from .engine import Progress, Runner, open_runner, run_passes
 from .erasure import Erasure
 from .errors import AnalysisInputError, MemoryBudgetError, MissingSitesError
 from .fold import ArrayKey, Fold
+from .gradients import Gradients
 from .lens import Lens
 from .memory import format_bytes, parse_bytes, plan_passes
 from .own import as_analysis
@@ -29,6 +30,7 @@ from .selection import Selection, check_captures, select, with_interventions
 from .source import Source, interventions_of
 from .svd import SVD
 from .tables import to_dataset
+from .weights import Weights
 
 CATALOGUE: dict[str, Analysis] = {
     "cka": CKA(),
@@ -39,6 +41,8 @@ CATALOGUE: dict[str, Analysis] = {
     "outputs": Scores(),
     "erasure": Erasure(),
     "alignment": Alignment(),
+    "weights": Weights(),
+    "gradients": Gradients(),
 }
 """Every analysis with its default options."""
 ANALYSES: dict[str, str] = {name: analysis.description for name, analysis in CATALOGUE.items()}
@@ -91,9 +95,10 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
     -------
     dict
         Datasets by table name (`cka`, `svd`, `spectrum`, `probe`, `lens`, `contribution`,
-        `outputs`, `confusion`, `erasure`, `alignment`), each of one dimension `entry` with the
-        columns as variables. The attributes say seed, memory, passes, bytes read, the store and the
-        choices of the estimator. Captures of interventions appear in `erasure` alone.
+        `outputs`, `confusion`, `erasure`, `alignment`, `weights`, `subspaces`, `gradients`), each
+        of one dimension `entry` with the columns as variables. The attributes say seed, memory,
+        passes, bytes read, the store and the choices of the estimator. Captures of interventions
+        appear in `erasure` alone.
 
     Raises
     ------

@@ -66,14 +66,15 @@ class Analysis(Protocol):
         ...
 
 
-def describe_exposure(view: View, samples: NDArray[np.int64]) -> str:
+def describe_exposure(view: View, samples: NDArray[np.int64], *, through: str = "adapter") -> str:
     """Return whether samples of the training part are among those used: `none`, `all` or `only`.
 
-    `none` also where no training shaped the features. `all` means used regardless, some of them
-    exposed.
+    `none` also where no training shaped the features (``through="head"``: nor the head, which
+    shapes whatever passes it, gradients too). `all` means used regardless, some of them exposed.
     """
     exposed = view.exposed_n[samples]
-    if not exposed.any() or not view.trained("adapter"):
+    shaped = view.trained("adapter") or (through == "head" and view.trained("head"))
+    if not exposed.any() or not shaped:
         return "none"
     return "only" if exposed.all() else "all"
 

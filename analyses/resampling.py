@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 REPLICATES = 1000
 """Bootstrap replicates behind every interval of predictions."""
@@ -107,3 +108,41 @@ def weighted_mean(
         return (weights_bn @ values_nm) / weights_bn.sum(axis=1, keepdims=True)
 
     return statistic
+
+
+def weighted_median(
+    values_n: NDArray[np.float64],
+) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+    """Return the statistic "median" of values [samples], each drawn so often as its weight says."""
+    order = np.argsort(values_n)
+    sorted_n = values_n[order]
+
+    def statistic(weights_bn: NDArray[np.float64]) -> NDArray[np.float64]:
+        reached_bn = np.cumsum(weights_bn[:, order], axis=1)
+        half_b = reached_bn[:, -1:] / 2
+        lower_b = (reached_bn >= half_b).argmax(axis=1)
+        upper_b = (reached_bn > half_b).argmax(axis=1)
+        return (sorted_n[lower_b] + sorted_n[upper_b]) / 2
+
+    return statistic
+
+
+def jackknife_spread(values_gm: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return half the width of 95 % intervals from statistics without each of G groups.
+
+    Parameters
+    ----------
+    values_gm
+        The statistics with one group left out, [groups, statistics].
+
+    Returns
+    -------
+    numpy.ndarray
+        [statistics]: t quantile of G - 1 degrees of freedom times √((G - 1)/G Σ(θ_g - θ̄)²); NaN
+        below 3 groups, and where a group leaves no value.
+    """
+    n_groups = len(values_gm)
+    if n_groups < MIN_GROUPS:
+        return np.full(values_gm.shape[1], np.nan)
+    variance_m = values_gm.var(axis=0) * (n_groups - 1)
+    return float(stats.t.ppf(0.975, n_groups - 1)) * np.sqrt(variance_m)

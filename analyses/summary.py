@@ -143,6 +143,14 @@ def collect_values(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
             _mean_values, keys=("capture", "direction"), columns=("value", "null_mean")
         ),
         "erasure": _erasure_values,
+        "weights": partial(
+            _mean_values, keys=("capture", "matrix"), columns=("sv90", "erank", "fro_norm")
+        ),
+        "gradients": partial(
+            _mean_values,
+            keys=("capture", "site"),
+            columns=("norm_mean", "within_class_cosine", "between_class_cosine"),
+        ),
     }
     rows = {name: tables[name].to_dict("records") for name in makers if name in tables}
     return {name: makers[name](_plain(records)) for name, records in rows.items()}

@@ -83,14 +83,30 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         *("delta_nll_low", "delta_nll_high", "delta_p_true", "delta_p_true_low"),
         *("delta_p_true_high", "kl", "kl_low", "kl_high", *_END),
     ),
+    "weights": (
+        *("capture", "module", "layer", "matrix", "sv90", "sv90_interpolated", "erank"),
+        *("stable_rank", "intruders", "fro_norm", "first_step", "change_from_first"),
+        *("cosine_to_first", *_END),
+    ),
+    "subspaces": (
+        *("capture_a", "capture_b", "module", "layer", "matrix", "directions", "overlap"),
+        *("overlap_random", *_END),
+    ),
+    "gradients": (
+        *("capture", "site", "layer", "mask", "norm_mean", "norm_mean_low", "norm_mean_high"),
+        *("norm_median", "norm_median_low", "norm_median_high", "within_class_cosine"),
+        *("within_class_cosine_low", "within_class_cosine_high", "between_class_cosine"),
+        *("between_class_cosine_low", "between_class_cosine_high", "noise_scale"),
+        *("noise_scale_low", "noise_scale_high", *_END),
+    ),
 }
 """Columns of each table in their order; a table may have more after them."""
 _TEXT = {
     *("capture", "site", "capture_a", "site_a", "capture_b", "site_b", "granularity", "kernel"),
     *("estimator", "mask", "probe", "split", "fold", "component", "label", "predicted"),
-    *("intervention", "change", "module", "direction", "exposed", "reason"),
+    *("intervention", "change", "module", "direction", "matrix", "exposed", "reason"),
 }
-_WHOLE = {"layer", "layer_a", "layer_b", "n", "index", "count"}
+_WHOLE = {"layer", "layer_a", "layer_b", "n", "index", "count", "directions"}
 _LAYERS = ("layer", "layer_a", "layer_b")
 
 

@@ -54,10 +54,19 @@ class Adapter:
         return float(self.module.scaling[self.key])
 
     @property
+    def base(self) -> Any:  # noqa: ANN401
+        """The module that it is added to, as it was before."""
+        return self.module.get_base_layer()
+
+    @property
+    def place(self) -> str:
+        """Layer and name: ``0.v_proj``."""
+        return self.name if self.layer is None else f"{self.layer}.{self.name}"
+
+    @property
     def parameter(self) -> str:
         """What the stored names of its matrices begin with."""
-        middle = "" if self.layer is None else f"{self.layer}."
-        return f"adapter.{middle}{self.name}"
+        return f"adapter.{self.place}"
 
 
 def find_adapters(model: nn.Module, family: Family) -> tuple[list[Adapter], list[str]]:

@@ -21,7 +21,7 @@ from .condition_store import RunContext, is_settled, open_writer
 from .conditions import wanted_sites
 from .errors import CaptureError
 from .fidelity import certify, check_restored, describe_doubt
-from .lora import attach_adapter, extract_weights, named_weights, restore_weights
+from .lora import attach_adapter, base_weights, extract_weights, named_weights, restore_weights
 from .metrics import Scores, metric_arrays, score_capture
 from .models import LoadedModel, load_model
 from .sites import store_sites
@@ -234,6 +234,8 @@ def _final(
     context: RunContext, state: CaptureState, loaded: LoadedModel, trajectory: Trajectory | None
 ) -> _Parameters:
     weights = extract_weights(loaded.model, loaded.family)
+    if context.config.record.base_weights:
+        weights |= base_weights(loaded.model, loaded.family)
     attrs = _about_weights(context, state)
     if trajectory is None:
         return _Parameters(weights, attrs)

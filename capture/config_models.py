@@ -251,6 +251,13 @@ class RecordConfig(Section):
         "dense"
     )
     """How rows of B outputs are stored: ``dense``, or ``factored`` as those of A and the matrix."""
+    base_weights: Annotated[bool, Strict()] = False
+    """Store the frozen weights under the adapters, in float32, with every capture but steps."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # absent at its default, so that captures from before the option are the same captures
+        return {k: v for k, v in dump(self).items() if (k, v) != ("base_weights", False)}
 
     def options(self, site: str, *, gradient: bool = False) -> SiteOptions:
         """Options of one site with the gaps filled from the section.

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 ADAPTER = "default"
 NORMAL_STD = 0.02
+BASE = "base."
+"""What the stored names of base weights begin with."""
 
 
 def attach_adapter(
@@ -209,10 +211,20 @@ def named_weights(
 
 def extract_weights(model: nn.Module, family: SpeechFamily) -> dict[str, np.ndarray]:
     """Return head, final norm and adapter weights as float32 numpy copies, by stored name."""
-    return {
-        name: tensor.detach().to("cpu", torch.float32, copy=True).numpy()
-        for name, tensor in named_weights(model, family).items()
-    }
+    return {name: _copy(tensor) for name, tensor in named_weights(model, family).items()}
+
+
+def _copy(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().to("cpu", torch.float32, copy=True).numpy()
+
+
+def base_weights(model: nn.Module, family: SpeechFamily) -> dict[str, np.ndarray]:
+    """Return the frozen weights under the adapters as float32 copies: ``base.<layer>.<module>``.
+
+    Each is [d_out, d_in], as B A is.
+    """
+    weights = {found.place: found.base.weight for found in adapters_of(model, family)}
+    return {BASE + place: _copy(weight) for place, weight in weights.items()}
 
 
 def restore_weights(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from ..store import Forecast, SampleRows, Site, forecast_capture
 from .batching import sample_columns, sample_groups
 from .condition_store import capture_outputs
 from .footprint import DTYPE_BYTES, estimate_memory
+from .lora import BASE
 from .preparing import PreparedCondition, PreparedRun, prepare_run
 from .sites import row_frames, store_sites
 from .statistics import places
@@ -210,7 +211,7 @@ def _forecast(
             **sample_groups(table, known),
             **sample_columns(table, known, batch_size=batch_size),
         },
-        parameters=[_stored_weights(prepared, state), metrics],
+        parameters=[_stored_weights(config, prepared, state), metrics],
         # the definition says what is recorded twice, in the configuration and among the attributes
         config={"config": resolved, "record": resolved["record"], "statistics": places(sites)},
         segment_rows=config.run.segment_rows,
@@ -220,9 +221,13 @@ def _forecast(
     )
 
 
-def _stored_weights(prepared: PreparedCondition, state: CaptureState) -> dict[str, tuple[int, ...]]:
+def _stored_weights(
+    config: CaptureConfig, prepared: PreparedCondition, state: CaptureState
+) -> dict[str, tuple[int, ...]]:
     """Return the shapes of what is stored with the weights of a capture."""
     weights = dict(prepared.weights)
+    if config.record.base_weights and state.final:
+        weights |= _base_shapes(weights)
     if state.step is None:
         return weights
     if state.final:
@@ -230,6 +235,18 @@ def _stored_weights(prepared: PreparedCondition, state: CaptureState) -> dict[st
     parts = tuple(f"{part}." for part in prepared.condition.trained)
     trained = [name for name in weights if name.startswith(parts)]
     return weights | {f"{GRADIENT}{name}": weights[name] for name in trained}
+
+
+def _base_shapes(weights: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the weights under the adapters: those of B A."""
+    stems = [n.removesuffix(".lora_a") for n in weights if n.endswith(".lora_a")]
+    return {
+        BASE + stem.removeprefix("adapter."): (
+            weights[f"{stem}.lora_b"][0],
+            weights[f"{stem}.lora_a"][1],
+        )
+        for stem in stems
+    }
 
 
 def _plan_site(site: Site, n_rows: int, n_samples: int) -> SitePlan:

@@ -57,8 +57,9 @@ def analyze(  # noqa: PLR0913  (one parameter an option)
 ) -> None:
     """Analyse a store: similarity, spectra, probes, lens, contributions and interventions.
 
-    NAMEs: cka svd probe lens contribution outputs erasure alignment; none means all that the store
-    can serve. Writes report.html, tables/, figures/, results.zarr and summary.json.
+    NAMEs: cka svd probe lens contribution outputs erasure alignment weights gradients; none means
+    all that the store can serve.
+    Writes report.html, tables/, figures/, results.zarr and summary.json.
 
     \b
     Examples:

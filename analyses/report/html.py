@@ -20,10 +20,12 @@ from .section_alignment import alignment_section
 from .section_cka import cka_section
 from .section_contribution import contribution_section
 from .section_erasure import erasure_section
+from .section_gradients import gradients_section
 from .section_lens import lens_section
 from .section_outputs import outputs_section
 from .section_probe import probe_section
 from .section_svd import svd_section
+from .section_weights import weights_section
 from .study import Study, mapping, read_study
 from .svg import save_panel
 
@@ -114,6 +116,8 @@ def make_sections(
         lens_section(table["lens"], study),
         contribution_section(table["contribution"], study),
         erasure_section(table["erasure"], study),
+        weights_section(table["weights"], table["subspaces"], study),
+        gradients_section(table["gradients"], study),
     ]
     for section in sections:
         if section.key not in tables or tables[section.key].empty:

@@ -24,6 +24,7 @@ VALUE = {
     "outputs": "uar",
     "erasure": "delta_uar",
     "alignment": "value",
+    "gradients": "norm_mean",
 }
 """The column that says whether a row of a table holds a result."""
 

@@ -19,20 +19,21 @@ from lorascope.store import LorascopeError, create_store, open_store
 
 
 def test_the_catalogue_describes_every_analysis() -> None:
-    names = "cka svd probe lens contribution outputs erasure alignment"
-    assert set(ANALYSES) == set(names.split())
+    every = {"cka", "svd", "probe", "lens", "contribution", "outputs", "erasure"}
+    assert set(ANALYSES) == every | {"alignment", "weights", "gradients"}
     assert all(len(text) > 20 for text in ANALYSES.values())
 
 
 def test_none_means_everything(study) -> None:
     results = analyze(open_store(study.path))
-    assert set(results) == set(COLUMNS) - {"erasure"}  # this store has no interventions
+    # this store has no interventions, no matrices of its adapters and no gradients
+    assert set(results) == set(COLUMNS) - {"erasure", "weights", "subspaces", "gradients"}
     for name, dataset in results.items():
         assert set(dataset.sizes) == {"entry"}
         assert list(dataset.data_vars)[: len(COLUMNS[name])] == list(COLUMNS[name])
         assert dataset.attrs["seed"] == 0
         assert dataset.attrs["passes"] == 1
-        assert set(json.loads(dataset.attrs["skipped"])) == {"erasure"}
+        assert set(json.loads(dataset.attrs["skipped"])) == {"erasure", "weights", "gradients"}
     layers = results["cka"]["layer_a"].to_numpy()
     assert layers.dtype == np.int64
     assert layers.min() == -1
@@ -53,7 +54,7 @@ def test_what_cannot_be_served_is_skipped_and_said(tmp_path, make_store) -> None
     results = analyze(make_store(tmp_path / "s.zarr", [x]))
     assert set(results) == {"cka", "svd", "spectrum"}
     skipped = json.loads(results["cka"].attrs["skipped"])
-    assert set(skipped) == {"probe", "lens", "contribution", "outputs", "erasure", "alignment"}
+    assert set(skipped) == set(ANALYSES) - {"cka", "svd"}
     assert "label" in skipped["probe"]
 
 

@@ -138,6 +138,30 @@ def make_tables(layers: int = LAYERS) -> dict[str, pd.DataFrame]:
         for i in range(layers)
         for d in ("forward", "backward")
     ]
+    weights = [
+        {"capture": c, "module": "v", "layer": i, "matrix": m, "n": 8, "exposed": "none"}
+        | {"erank": 8.0 - 6 * (c == "lora" and m == "BA"), "reason": ""}
+        for c in CAPTURES
+        for i in range(layers)
+        for m in ("A", "B", "BA")
+    ]
+    shared = [
+        {"capture_a": "frozen", "capture_b": "lora", "module": "v", "layer": i, "matrix": m}
+        | {"directions": k, "overlap": 0.9 if m == "A" else 0.2, "overlap_random": k / 64}
+        | {"n": 8, "exposed": "only", "reason": ""}
+        for i in range(layers)
+        for m in "AB"
+        for k in (1, 8)
+    ]
+    gradients = [
+        {"capture": c, "site": "grad.lora_b.v", "layer": i, "mask": "valid", "n": 40}
+        | {"exposed": "none", "reason": "", "noise_scale": 20.0}
+        | spread("norm_mean", 0.5 + (c == "lora"))
+        | spread("within_class_cosine", 0.75)
+        | spread("between_class_cosine", -0.25)
+        for c in CAPTURES
+        for i in range(layers)
+    ]
     cells = [(c, t, p) for c in CAPTURES for t in LABELS for p in LABELS]
     return {
         "cka": cka_table(layers),
@@ -148,6 +172,9 @@ def make_tables(layers: int = LAYERS) -> dict[str, pd.DataFrame]:
         "contribution": with_layers(contribution),
         "alignment": with_layers(aligned),
         "erasure": with_layers(erased, "cluster bootstrap over speakers, 95 %"),
+        "weights": with_layers(weights),
+        "subspaces": with_layers(shared),
+        "gradients": with_layers(gradients, "delete-one-speaker jackknife, 95 %"),
         "outputs": with_layers(scores, "cluster bootstrap over speakers, 95 %"),
         "confusion": with_layers(
             [

@@ -30,14 +30,17 @@ def test_strings_of_a_store_stay_text(tables, summary, render, tmp_path) -> None
     assert not [p for p in tmp_path.rglob("*") if not re.fullmatch(r"[\w.-]+", p.name)]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [None, "cka", "svd", "probe", "lens", "contribution", "outputs", "erasure", "alignment"],
+NAMES = (
+    *("cka", "svd", "probe", "lens", "contribution", "outputs", "erasure", "alignment"),
+    *("weights", "gradients"),
 )
+
+
+@pytest.mark.parametrize("name", [None, *NAMES])
 def test_a_missing_analysis_is_named_with_its_reason(name, tables, render, tmp_path) -> None:
     present = {name: tables(2)[name]} if name else {}
     page = render(present, {"skipped": {"lens": "lens needs a head."}}, tmp_path)
-    assert page.text.count("Nothing here: ") == (7 if name else 8)
+    assert page.text.count("Nothing here: ") == len(NAMES) - bool(name)
     assert ("Nothing here: lens needs a head." in page.text) == (name != "lens")
 
 

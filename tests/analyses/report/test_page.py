@@ -41,12 +41,12 @@ def test_ids_are_unique_and_every_reference_leads_somewhere(page) -> None:
 
 def test_every_caption_says_how_the_numbers_came_about(page) -> None:
     captions = page.texts["figcaption"]
-    assert len(captions) == 13
+    assert len(captions) == 17
     for text in captions:
         assert re.search(r"N = \d", text)
         assert "estimator:" in text
         assert "interval:" in text
-    assert sum("mask: valid frames" in text for text in captions) == 8
+    assert sum("mask: valid frames" in text for text in captions) == 12
     # the head reads the mean over all frames, as the model itself does
     assert sum("mask: all frames" in text for text in captions) == 4
 
@@ -66,6 +66,15 @@ def test_the_summary_gives_the_numbers_of_the_tables(page) -> None:
     # the three erasures by zero and the last of those by the mean lie below 0 with theirs
     loss = "UAR -0.35 [-0.45, -0.25], KL 0.30 [0.20, 0.40] (4 of 7 lie below 0"
     assert f"lora loses most by erase, zero at layer 2: {loss.replace('-', MINUS)}" in answers
+    assert "(effective rank, mean): 8.0 of 8 in frozen, 2.0 of 8 in lora." in answers
+    assert (
+        "lora shares with frozen: 0.90 of A (random: 0.12), 0.20 of B (random: 0.12)." in page.text
+    )
+    cosines = "0.75 and -0.25 in frozen, 0.75 and -0.25 in lora".replace("-", MINUS)
+    assert (
+        f"grad.lora_b.v: cosine of two samples of one class and of two classes (mean over layers): {cosines}."
+        in answers
+    )
     assert "demo:whisper" in page.texts["header"][0]
     for fact in (
         "analyze --store run.zarr",
