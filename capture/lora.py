@@ -7,8 +7,8 @@ s = alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -71,15 +71,30 @@ def attach_adapter(
 
 
 def _target_paths(model: nn.Module, family: SpeechFamily, spec: AdapterConfig) -> list[str]:
-    layers = layer_modules(model, family)
+    layers, path = layer_modules(model, family), find_streams(model, family)[0].layers
     linear = {n for n, m in layers[0].named_modules() if isinstance(m, nn.Linear)}
     paths: list[str] = []
     for target in spec.target_modules:
         below = sorted(n for n in linear if n == target or n.endswith("." + target))
         if not below:
             raise ModelError(_no_target(model, family, target, linear))
-        paths += [f"{family.layers}.{i}.{name}" for i in range(len(layers)) for name in below]
+        _refuse_uncalled(model, family, below)
+        paths += [f"{path}.{i}.{name}" for i in range(len(layers)) for name in below]
     return paths
+
+
+def _refuse_uncalled(model: nn.Module, family: SpeechFamily, names: Sequence[str]) -> None:
+    config: Any = model.config
+    uncalled = family.uncalled(config)
+    found = [name for name in names if name.rpartition(".")[2] in uncalled]
+    if found:
+        msg = (
+            f"target module {found[0]!r} cannot have an adapter: {config.model_type} hands the "
+            f"weights of {', '.join(uncalled)} to torch's attention without calling these modules, "
+            "so it would never run. Take modules of the feed-forward part "
+            "(intermediate_dense, output_dense)."
+        )
+        raise ModelError(msg)
 
 
 def _no_target(model: nn.Module, family: SpeechFamily, target: str, linear: set[str]) -> str:
