@@ -33,6 +33,7 @@ from lorascope.capture.lora import attach_adapter
 from lorascope.capture.models import LoadedModel, load_model
 from lorascope.capture.pooling import prefix_mask
 from lorascope.capture.recorder import Recorder, find_sites
+from lorascope.capture.streams import layer_modules
 from lorascope.store import Output, SampleRows, create_store
 
 BATCH = 8
@@ -102,7 +103,7 @@ def losses_of(load: Load) -> tuple[torch.Tensor, torch.Tensor]:
 
 def run_bare(load: Load, n_batches: int) -> None:
     """Forward and backward from the first layer's input, recording nothing."""
-    layer = load.loaded.model.get_submodule(load.loaded.family.layers)[0]
+    layer = layer_modules(load.loaded.model, load.loaded.family)[0]
 
     def start_graph(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         args[0].requires_grad_()

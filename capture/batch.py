@@ -137,7 +137,7 @@ class BatchBuffer:
         if pool == "mean_valid":
             return self._selection.mean_valid(x)
         assert self._norm is not None  # the pool is left out of sites without a final norm
-        return self._norm.mean_all_normed(x)
+        return self._norm.mean_all_normed(x, self._selection)
 
     def _keep(self, index: int, position: int, x: torch.Tensor) -> None:
         kept = self._layers[index][position]

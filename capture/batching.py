@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from .pooling import prefix_mask
 from .samples import UNKNOWN, Sample, SampleTable
 from .sites import SiteRequest
 
@@ -45,8 +44,8 @@ class Batch:
 
     samples: Sequence[Sample]
     """The samples."""
-    features: torch.Tensor
-    """Input features of the model, on its device."""
+    inputs: dict[str, torch.Tensor]
+    """Inputs of the model by name, on its device."""
     classes: torch.Tensor
     """Class of each sample."""
 
@@ -54,9 +53,10 @@ class Batch:
 def prepare_batch(loaded: LoadedModel, job: Pass, samples: Sequence[Sample]) -> Batch:
     """Read the audio of some samples and return the inputs of a forward."""
     rate = loaded.family.sampling_rate
-    features = loaded.features([job.table.waveform(sample, rate=rate) for sample in samples])
-    classes = torch.tensor([sample.class_ for sample in samples], device=features.device)
-    return Batch(samples, features, classes)
+    inputs = loaded.inputs([job.table.waveform(sample, rate=rate) for sample in samples])
+    device = next(iter(inputs.values())).device
+    classes = torch.tensor([sample.class_ for sample in samples], device=device)
+    return Batch(samples, inputs, classes)
 
 
 def gradient_mode(job: Pass) -> AbstractContextManager[object]:
@@ -74,10 +74,10 @@ def record_batch(loaded: LoadedModel, recorder: Recorder, job: Pass, batch: Batc
         groups=sample_groups(job.table, samples),
         columns=sample_columns(job.table, samples, batch_size=len(samples)),
         exposed=[utterance.id in job.exposed for utterance in utterances],
-        mask=prefix_mask([sample.valid_frames for sample in samples], job.table.frames),
+        mask=job.table.mask(samples),
     )
     with named, gradient_mode(job):
-        logits = loaded.model(batch.features).logits.float()
+        logits = loaded.model(**batch.inputs).logits.float()
         losses = per_sample_loss(logits, batch.classes)
         if job.gradients:
             recorder.backward(losses)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import batched
 from typing import TYPE_CHECKING, Any
 
 from .batching import Pass, prepare_batch, record_batch
@@ -68,7 +67,7 @@ def open_batches(
     for segment in writer.segments:
         if segment.committed:
             continue
-        for ids in batched(segment.samples, batch_size):
-            yield [by_id[i] for i in ids]
-            done += len(ids)
+        for samples in table.batches((by_id[i] for i in segment.samples), batch_size):
+            yield samples
+            done += len(samples)
             reporter.progress(done, total, text)

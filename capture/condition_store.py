@@ -149,7 +149,7 @@ def capture_attributes(
         "labels": list(context.table.corpus.labels),
         "seed": context.config.seed,
         "pools": dict(POOLS),
-        "final_norm": {"kind": "layer_norm", "eps": norm.eps},
+        "final_norm": None if norm is None else {"kind": norm.kind, "eps": norm.eps},
         "split": {"by": split.by, "test": list(split.test)} if state.trained else None,
         "record": context.config.resolved()["record"],
         **context.provenance,

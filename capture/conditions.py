@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .config_models import ADAPTER_SITES
 from .errors import ConfigError
 from .factored import find_products, stored_part
+from .families import SpeechFamily
 from .sites import RecordedSite, SiteRequest, resolve_sites
 
 if TYPE_CHECKING:
@@ -110,11 +111,27 @@ def condition_sites(
     ConfigError
         A site or layer that the model does not have; names the capture.
     """
+    _check_frames(family, config)
     try:
         return resolve_sites(model, family, *wanted_sites(config, condition))
     except ConfigError as error:
         msg = f"captures.{condition.name}: {error}"
         raise ConfigError(msg) from error
+
+
+def _check_frames(family: Family, config: CaptureConfig) -> None:
+    """Refuse the frames of a window where there is none."""
+    if not isinstance(family, SpeechFamily) or family.padded:
+        return
+    record = config.record
+    frames = [record.options(name).frames for name in record.sites]
+    frames += [record.options(name, gradient=True).frames for name in record.gradients]
+    if "all" in frames:
+        msg = (
+            f"record.frames: all keeps the frames that pad a window, and {family.name} has no "
+            "window. Record with frames: valid, which are all there are."
+        )
+        raise ConfigError(msg)
 
 
 def condition_products(

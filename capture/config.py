@@ -62,7 +62,7 @@ __all__ = [
 DEMO_CONFIG_PATH = Path(__file__).with_name("demo.yaml")
 """The embedded default configuration."""
 
-DEMO_MODELS = ("demo:whisper",)
+DEMO_MODELS = ("demo:whisper", "demo:wav2vec2")
 """Models that are built from a seed instead of being loaded."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")

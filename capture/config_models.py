@@ -65,7 +65,7 @@ class ModelConfig(Section):
     """``model``: what is run."""
 
     base: Text
-    """Hub id, local directory (absolute after loading), or ``demo:whisper``."""
+    """Hub id, local directory (absolute after loading), ``demo:whisper`` or ``demo:wav2vec2``."""
     revision: Text | None = None
     """Commit, branch or tag of a hub id."""
     dtype: Annotated[
@@ -75,7 +75,8 @@ class ModelConfig(Section):
     attention: Annotated[str, Strict(), choice("sdpa", "eager", what="attention")] = "sdpa"
     """How attention is computed; its weights exist, and can be recorded, with ``eager`` only."""
     window_seconds: Annotated[Positive, Field(le=30)] = 30.0
-    """Length of audio that the encoder sees, in seconds; longer utterances are cut."""
+    """Length of audio that the encoder sees, in seconds; longer utterances are cut. Whisper pads
+    shorter ones to it, wav2vec 2.0 and its kin never."""
 
 
 class DataConfig(Section):

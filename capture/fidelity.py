@@ -111,7 +111,7 @@ def certify(loaded: LoadedModel, job: Pass, reporter: Reporter) -> dict[str, Any
     CaptureError
         Recording changes the logits.
     """
-    first = job.table.samples[: job.batch_size]
+    first = next(job.table.batches(job.table.samples, job.batch_size))
     sizer = BatchSizer(job.batch_size, reporter)
     return sizer.attempt(first, lambda samples: _certify(loaded, job, samples))[1]
 
@@ -156,7 +156,7 @@ def describe_doubt(certificate: Mapping[str, Any], dtype: str) -> str | None:
 
 def _logits(loaded: LoadedModel, job: Pass, batch: Batch) -> np.ndarray:
     with gradient_mode(job):
-        return loaded.model(batch.features).logits.detach().float().cpu().numpy()
+        return loaded.model(**batch.inputs).logits.detach().float().cpu().numpy()
 
 
 def _number(value: Any) -> float | None:  # noqa: ANN401

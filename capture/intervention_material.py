@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from itertools import batched
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +27,6 @@ from .interventions import (
     scale_adapter,
     watch_updates,
 )
-from .pooling import prefix_mask
 from .samples import Sample, SampleTable
 from .sites import SiteRequest, resolve_sites
 
@@ -75,22 +73,22 @@ class Material:
         self.loaded, self.table, self.seed = loaded, table, seed
         self._reference_ids, self._batch_size = reference_ids, batch_size
         self._open_capture = open_capture
-        self._features: dict[tuple[str, ...], torch.Tensor] = {}
+        self._inputs: dict[tuple[str, ...], dict[str, torch.Tensor]] = {}
         self._free = FEATURE_CACHE_BYTES
         self._means: torch.Tensor | None = None
         self._partners: dict[str, Sample] | None = None
 
-    def features(self, samples: Sequence[Sample]) -> torch.Tensor:
-        """Return the input features of a batch, kept as far as the budget reaches."""
+    def inputs(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
+        """Return the model's inputs of a batch, kept as far as the budget reaches."""
         key = tuple(sample.utterance.id for sample in samples)
-        device = next(self.loaded.model.parameters()).device
-        if key in self._features:
-            return self._features[key].to(device)
+        if key in self._inputs:
+            return self.loaded.move(self._inputs[key])
         rate = self.loaded.family.sampling_rate
-        made = self.loaded.features([self.table.waveform(sample, rate=rate) for sample in samples])
-        if made.nbytes <= self._free:
-            self._features[key] = made.cpu()
-            self._free -= made.nbytes
+        made = self.loaded.inputs([self.table.waveform(sample, rate=rate) for sample in samples])
+        size = sum(x.nbytes for x in made.values())
+        if size <= self._free:
+            self._inputs[key] = {name: x.cpu() for name, x in made.items()}
+            self._free -= size
         return made
 
     def partners(self, samples: Sequence[Sample]) -> list[Sample]:
@@ -119,17 +117,16 @@ class Material:
         n_layers = int(self.loaded.description["n_layers"])
         sums: dict[int, torch.Tensor] = {}
         frames = 0
-        for samples in batched(self.references(), self._batch_size):
-            counts = [sample.valid_frames for sample in samples]
-            mask = torch.from_numpy(prefix_mask(counts, self.table.frames))
+        for samples in self.table.batches(self.references(), self._batch_size):
+            mask = torch.from_numpy(self.table.mask(samples))
 
             def add(layer: int, update: torch.Tensor, mask: torch.Tensor = mask) -> None:
                 total = update[mask.to(update.device)].double().sum(0).cpu()
                 sums[layer] = sums[layer] + total if layer in sums else total
 
             with torch.no_grad(), watch_updates(model, family, range(n_layers), add):
-                model(self.features(samples))
-            frames += sum(counts)
+                model(**self.inputs(samples))
+            frames += sum(sample.valid_frames for sample in samples)
         return torch.stack([sums[layer] / frames for layer in range(n_layers)]).float()
 
     def stored(self, source: str) -> Capture:
@@ -178,7 +175,7 @@ def _resample(intervention: Intervention, material: Material) -> Change:
         updates: dict[int, torch.Tensor | None] = {}
         # the other samples' updates are those of the unchanged model, also where many are erased
         with torch.no_grad(), watch_updates(model, family, layers, updates.__setitem__):
-            model(material.features(material.partners(samples)))
+            model(**material.inputs(material.partners(samples)))
         with replace_updates(model, family, updates):
             yield
 

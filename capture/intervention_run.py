@@ -228,10 +228,11 @@ def _capture(
 def _forward(
     material: Material, change: Change, samples: Sequence[Sample]
 ) -> dict[str, np.ndarray]:
-    features = material.features(samples)
-    classes = torch.tensor([sample.class_ for sample in samples], device=features.device)
+    inputs = material.inputs(samples)
+    device = next(iter(inputs.values())).device
+    classes = torch.tensor([sample.class_ for sample in samples], device=device)
     with change(samples):
-        logits = material.loaded.model(features).logits.float()
+        logits = material.loaded.model(**inputs).logits.float()
     outputs = {"logits": logits, "loss": per_sample_loss(logits, classes)}
     return {name: to_numpy(value.cpu()) for name, value in outputs.items()}
 

@@ -7,9 +7,9 @@ s = alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -107,6 +107,7 @@ def attach_saved(model: nn.Module, family: SpeechFamily, folder: Path) -> None:
     except ValueError as error:
         msg = f"the adapter {folder} (for {base}) does not fit this model: {error}"
         raise ModelError(msg) from error
+    _refuse_uncalled(model, family, [found.path for found in adapters_of(model, family)])
     places = {
         f"{found.path}.lora_{part}.weight": module.weight
         for found in adapters_of(model, family)
@@ -150,15 +151,30 @@ def _check_places(folder: Path, base: str, wanted: Set[str], there: Set[str]) ->
 
 
 def _target_paths(model: nn.Module, family: SpeechFamily, spec: AdapterConfig) -> list[str]:
-    layers = layer_modules(model, family)
+    layers, path = layer_modules(model, family), find_streams(model, family)[0].layers
     linear = {n for n, m in layers[0].named_modules() if isinstance(m, nn.Linear)}
     paths: list[str] = []
     for target in spec.target_modules:
         below = sorted(n for n in linear if n == target or n.endswith("." + target))
         if not below:
             raise ModelError(_no_target(model, family, target, linear))
-        paths += [f"{family.layers}.{i}.{name}" for i in range(len(layers)) for name in below]
+        _refuse_uncalled(model, family, below)
+        paths += [f"{path}.{i}.{name}" for i in range(len(layers)) for name in below]
     return paths
+
+
+def _refuse_uncalled(model: nn.Module, family: SpeechFamily, names: Sequence[str]) -> None:
+    config: Any = model.config
+    uncalled = family.uncalled(config)
+    found = [name for name in names if name.rpartition(".")[2] in uncalled]
+    if found:
+        msg = (
+            f"target module {found[0]!r} cannot have an adapter: {config.model_type} hands the "
+            f"weights of {', '.join(uncalled)} to torch's attention without calling these modules, "
+            "so it would never run. Take modules of the feed-forward part "
+            "(intermediate_dense, output_dense)."
+        )
+        raise ModelError(msg)
 
 
 def _no_target(model: nn.Module, family: SpeechFamily, target: str, linear: set[str]) -> str:

@@ -7,7 +7,7 @@ the configuration names (without one, transformers keeps the file's, float16 on 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,17 +51,27 @@ class LoadedModel:
     @property
     def window_samples(self) -> int:
         """Audio samples of one window."""
-        return self.frames * self.family.sampling_rate // self.family.frames_per_second
+        return self.family.window_samples(self.description["window_seconds"])
 
-    def features(self, waveforms: Sequence[np.ndarray]) -> torch.Tensor:
-        """Return the model's input features of waveforms, on the model's device and in its dtype.
+    def inputs(self, waveforms: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
+        """Return the model's inputs of waveforms by name, on its device and in its dtype.
 
-        Longer audio than the window is cut, shorter is padded.
+        Longer audio than the window is cut; shorter is padded as the family does it.
         """
         cut = [waveform[: self.window_samples] for waveform in waveforms]
-        made = self.extractor(cut, sampling_rate=self.family.sampling_rate, return_tensors="pt")
+        return self.move(self.family.inputs(self.extractor, cut))
+
+    def move(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return inputs on the model's device, and in its dtype where they are no integers."""
         parameter = next(self.model.parameters())
-        return made[self.extractor.model_input_names[0]].to(parameter.device, parameter.dtype)
+        return {
+            name: x.to(parameter.device, parameter.dtype if x.is_floating_point() else x.dtype)
+            for name, x in inputs.items()
+        }
+
+    def features(self, waveforms: Sequence[np.ndarray]) -> torch.Tensor:
+        """Return the first input alone: features, or waves, [sample, ...]."""
+        return next(iter(self.inputs(waveforms).values()))
 
 
 def load_model(spec: ModelConfig, n_labels: int, *, seed: int, device: str) -> LoadedModel:
@@ -92,7 +102,7 @@ def load_model(spec: ModelConfig, n_labels: int, *, seed: int, device: str) -> L
         else:
             model = _load_weights(spec, config, family)
     model = model.to(TORCH_DTYPES[spec.dtype]).eval().requires_grad_(requires_grad=False)
-    family.shorten(model, extractor, frames / family.frames_per_second)
+    family.shorten(model, extractor, spec.window_seconds)
     reset_head(model, family, seed=seed)
     return LoadedModel(
         model=model.to(device),
@@ -115,7 +125,8 @@ def build_shape(spec: ModelConfig, n_labels: int) -> tuple[Any, SpeechFamily, in
 def reset_head(model: nn.Module, family: SpeechFamily, *, seed: int) -> None:
     """Draw the head anew, in place: weights from N(0, init_std^2), biases 0."""
     generator = torch.Generator().manual_seed(seed)
-    std = float(getattr(model.config, "init_std", 0.02))
+    config: Any = model.config
+    std = float(getattr(config, "init_std", getattr(config, "initializer_range", 0.02)))
     with torch.no_grad():
         for path in family.head.modules.values():
             for name, parameter in model.get_submodule(path).named_parameters():
@@ -131,14 +142,18 @@ def _configuration(spec: ModelConfig, n_labels: int) -> tuple[Any, Any, SpeechFa
     if _is_demo(spec):
         name = spec.base.partition(":")[2]
         if name not in SPEECH_FAMILIES:
-            msg = f"there is no embedded model {spec.base!r}. Embedded: demo:whisper."
+            there = ", ".join(f"demo:{known}" for known in SPEECH_FAMILIES)
+            msg = f"there is no embedded model {spec.base!r}. Embedded: {there}."
             raise ModelError(msg)
         family = SPEECH_FAMILIES[name]
         config, extractor = family.demo()
     else:
         config, extractor, family = _read_configuration(spec)
     config.num_labels = n_labels
-    config._attn_implementation = spec.attention
+    family = family.fit(family, config, extractor)
+    # WavLM has its own attention and nothing to choose
+    fused = spec.attention != "sdpa" or family.model_class()._supports_sdpa
+    config._attn_implementation = spec.attention if fused else "eager"
     # logits must be a function of the last layer alone, or the lens would not end at them
     config.use_weighted_layer_sum = False
     return config, extractor, family
@@ -216,22 +231,21 @@ def _build_demo(config: Any, family: SpeechFamily) -> Any:  # noqa: ANN401
 
 
 def _window_frames(spec: ModelConfig, family: SpeechFamily) -> int:
-    frames = spec.window_seconds * family.frames_per_second
-    if abs(frames - round(frames)) > 1e-6 or not 0 < spec.window_seconds <= (
-        family.full_window_seconds
-    ):
+    frames = family.window_frames(spec.window_seconds)
+    if frames is None:
         msg = (
-            f"model.window_seconds is {spec.window_seconds:g}; {family.name} sees at most "
-            f"{family.full_window_seconds:g} s, in steps of {1 / family.frames_per_second:g} s."
+            f"model.window_seconds is {spec.window_seconds:g}; {family.name} sees "
+            f"{family.window_rule}."
         )
         raise ModelError(msg)
-    return round(frames)
+    return frames
 
 
 def _describe(
     spec: ModelConfig, model: nn.Module, family: SpeechFamily, frames: int
 ) -> dict[str, Any]:
     base = spec.base if not Path(spec.base).is_absolute() else Path(spec.base).name
+    norm = final_norm(model, family)
     return {
         "base": base,
         "revision": spec.revision,
@@ -241,7 +255,7 @@ def _describe(
         "width": find_streams(model, family)[0].width(model.config),
         "window_seconds": spec.window_seconds,
         "frames": frames,
-        "final_norm_eps": final_norm(model, family).eps,
+        "final_norm_eps": None if norm is None else norm.eps,
         "attention": str(getattr(model.config, "_attn_implementation", "")),
         "sha256": weights_sha256(model.get_submodule(family.encoder)),
     }

@@ -59,6 +59,8 @@ class OpenBatch:
         The samples; None where nothing names them, and `number_from` numbers them.
     number_from
         First running number.
+    skips
+        Whether the model may leave out layers.
     """
 
     def __init__(
@@ -69,7 +71,9 @@ class OpenBatch:
         *,
         info: SampleInfo | None,
         number_from: int = 0,
+        skips: bool = False,
     ) -> None:
+        self._skips = skips
         self._recorded, self._norms, self._copies = recorded, norms, copies
         self._info = info
         self._number_from = number_from
@@ -178,6 +182,8 @@ class OpenBatch:
             wants_gradient = any(site.gradient for site in self._recorded)
             if self.forward_ran and not self.backward_ran and wants_gradient:
                 why = "recorder.backward did not run"
+            elif self.forward_ran and self._skips:
+                why += ", because LayerDrop skips layers in training mode: set config.layerdrop = 0"
             msg = f"nothing was recorded for {', '.join(missing[:5])} in this batch: {why}."
             raise CaptureError(msg)
         outputs = {name: to_numpy(value.cpu()) for name, value in self._outputs.items()}

@@ -6,7 +6,7 @@ Shape suffixes: b batch, t frame, d feature, n kept rows of the batch (sample af
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -171,18 +171,25 @@ class FinalNorm:
     """Shift [d], float32; None for an RMS norm."""
     eps: float
     """Added to the variance, or to the mean square."""
+    frames: str = "all"
+    """Frames that the head averages: ``all``, or ``valid`` where a padded batch has others."""
 
-    def mean_all_normed(self, x_btd: torch.Tensor) -> torch.Tensor:
+    def mean_all_normed(self, x_btd: torch.Tensor, selection: Selection) -> torch.Tensor:
         """Return the mean over all frames of the normed frames, float32 [b, d].
 
         Norm and mean do not commute: only this order gives the model's own logits at the last
-        layer.
+        layer. Frames that only pad a batch are none of a sample's.
         """
+        normed = self.apply(x_btd)
+        return selection.mean_valid(normed) if self.frames == "valid" else normed.mean(1)
+
+    def apply(self, x_btd: torch.Tensor) -> torch.Tensor:
+        """Return the normed frames, float32 [b, t, d]."""
         x, weight = x_btd.float(), self.weight.to(x_btd.device)
         if self.bias is None:
-            return nn.functional.rms_norm(x, x.shape[-1:], weight, self.eps).mean(1)
+            return nn.functional.rms_norm(x, x.shape[-1:], weight, self.eps)
         bias = self.bias.to(x_btd.device)
-        return nn.functional.layer_norm(x, x.shape[-1:], weight, bias, self.eps).mean(1)
+        return nn.functional.layer_norm(x, x.shape[-1:], weight, bias, self.eps)
 
 
 def norm_at(model: nn.Module, path: str) -> FinalNorm:
@@ -202,10 +209,14 @@ def norm_at(model: nn.Module, path: str) -> FinalNorm:
 
 def final_norms(model: nn.Module, family: Family) -> dict[str, FinalNorm]:
     """Return the final norm of every stream of `model` that has one."""
-    paths = {s.name: s.final_norm(model.config) for s in find_streams(model, family)}
-    return {name: norm_at(model, path) for name, path in paths.items() if path is not None}
+    norms = {}
+    for stream in find_streams(model, family):
+        path = stream.final_norm(model.config)
+        if path is not None:
+            norms[stream.name] = replace(norm_at(model, path), frames=stream.pooled_frames)
+    return norms
 
 
-def final_norm(model: nn.Module, family: SpeechFamily) -> FinalNorm:
-    """Return the final norm of the stream that ``capture-run`` captures."""
-    return final_norms(model, family)[family.stream]
+def final_norm(model: nn.Module, family: SpeechFamily) -> FinalNorm | None:
+    """Return the final norm of the stream that ``capture-run`` captures; None without one."""
+    return final_norms(model, family).get(family.stream)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from .conditions import Condition, condition_products, condition_sites, order_conditions
 from .corpora import load_corpus
-from .errors import DataError
+from .errors import ConfigError, DataError
 from .intervention import Intervention
 from .intervention_plan import Subject, expand_interventions
 from .lora import attach_adapter, named_weights
@@ -89,7 +89,8 @@ def prepare_run(config: CaptureConfig) -> PreparedRun:
     if any(spec.train is not None for spec in config.captures.values()):
         check_training_part(corpus, split)
     _, family, frames = build_shape(config.model, len(corpus.labels))
-    table = make_table(corpus, family, frames)
+    window_samples = family.window_samples(config.model.window_seconds)
+    table = make_table(corpus, family, frames, window_samples=window_samples)
     unknown = sum(sample.class_ < 0 for sample in table.samples)
     if config.record.gradients and unknown:
         msg = f"gradients need a loss, and {unknown} samples have no label of data.labels."
@@ -108,7 +109,7 @@ def prepare_run(config: CaptureConfig) -> PreparedRun:
         for one in ordered
     )
     check_names([state for prepared in conditions for state in prepared.states])
-    return PreparedRun(corpus, split, family, frames, table, conditions)
+    return PreparedRun(corpus, split, family, table.frames, table, conditions)
 
 
 def resolve_subject(config: CaptureConfig, condition: Condition, n_labels: int) -> Subject:
@@ -146,3 +147,9 @@ def _check_partners(changes: Mapping[str, Sequence[Intervention]], table: Sample
     if resampled and len(table.samples) < 2:
         msg = f"{resampled[0].name} takes another sample's update, and there is only one sample."
         raise DataError(msg)
+    if resampled and not table.padded:
+        msg = (
+            f"{resampled[0].name} takes another sample's update frame by frame, and the samples of "
+            "this model differ in their frames. Erase with how: mean or zero."
+        )
+        raise ConfigError(msg)

@@ -210,7 +210,9 @@ class Recorder:
             raise CaptureError(msg)
         masks = self._masks(mask)
         info = SampleInfo(list(ids), labels, groups or {}, columns or {}, exposed, masks)
-        self._open = OpenBatch(self.recorded, self._norms, self._copies, info=info)
+        self._open = OpenBatch(
+            self.recorded, self._norms, self._copies, info=info, skips=self._skips_layers
+        )
         try:
             yield self
             self._open.finish(self._writer)
@@ -288,6 +290,11 @@ class Recorder:
             raise CaptureError(msg)
         self._open.output(values)
 
+    @property
+    def _skips_layers(self) -> bool:
+        config: Any = getattr(self._model, "config", None)
+        return self._model.training and float(getattr(config, "layerdrop", 0.0) or 0.0) > 0
+
     def _before_forward(self, *_: object) -> None:
         batch = self._open
         if batch is None or not (batch.explicit or self._gradients):
@@ -297,6 +304,7 @@ class Recorder:
                 self._copies,
                 info=None,
                 number_from=self._numbered,
+                skips=self._skips_layers,
             )
         elif batch.forward_ran and not batch.backward_running:
             msg = (

@@ -148,17 +148,32 @@ def _run_conditions(
 
 
 def _tell(config: CaptureConfig, run: PreparedRun, reporter: Reporter) -> None:
-    window_samples = run.frames * run.family.sampling_rate // run.family.frames_per_second
-    cut = too_long(run.table.samples, window_samples)
+    cut = too_long(run.table.samples, run.family.window_samples(config.model.window_seconds))
     if cut:
         seconds = config.model.window_seconds
         reporter.note(f"{cut} of {len(run.table.samples)} utterances are cut to {seconds:g} s.")
+    if run.table.equal_lengths is not None and config.run.batch_size > 1:
+        reporter.note(
+            "padding would change what this model computes, so only utterances of one length share "
+            "a batch; others are computed alone."
+        )
+    asked = "mean_all_normed" in _pools(config)
+    if asked and not any("norm.weight" in one.weights for one in run.conditions):
+        reporter.note(
+            "the pool mean_all_normed is left out: this model has no norm after its last layer. "
+            "The lens, which needs it, is not available."
+        )
     if run.corpus.left_out:
         reporter.note(f"left out: {_spell_left_out(run.corpus)}")
     for name, spec in config.captures.items():
         said = spec.adapter.base if spec.adapter is not None else None
         if said is not None and Path(said).name.lower() != Path(config.model.base).name.lower():
             reporter.note(f"{name}: the adapter was trained on {said}, as it says itself.")
+
+
+def _pools(config: CaptureConfig) -> set[str]:
+    record = config.record
+    return {pool for name in record.sites for pool in record.options(name).pool or ()}
 
 
 def _spell_left_out(corpus: Corpus) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import batched, groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..store import SampleRows
 from .errors import DataError
-from .pooling import count_rows
+from .pooling import count_rows, prefix_mask
 
 if TYPE_CHECKING:
     from .corpora import Corpus, Utterance
@@ -44,7 +46,12 @@ class SampleTable:
     samples: tuple[Sample, ...]
     """The samples."""
     frames: int
-    """Frames of the window."""
+    """Frames of the window; without padding, those of the longest sample."""
+    padded: bool = True
+    """Whether every sample has all frames of the window, as silence where it is shorter."""
+    equal_lengths: int | None = None
+    """Where only samples of one length may share a forward: the audio samples of the window, beyond
+    which lengths are cut and so the same."""
 
     def __post_init__(self) -> None:
         if not self.samples:
@@ -75,6 +82,21 @@ class SampleTable:
         """Return the samples by id."""
         return {sample.utterance.id: sample for sample in self.samples}
 
+    def batches(self, samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
+        """Yield the samples in order, in batches that may share a forward, of at most `size`."""
+        limit = self.equal_lengths
+        for batch in batched(samples, size):
+            if limit is None:
+                yield list(batch)
+                continue
+            for _, run in groupby(batch, key=lambda sample: min(sample.n_samples, limit)):
+                yield list(run)
+
+    def mask(self, samples: Sequence[Sample]) -> np.ndarray:
+        """Return which frames of a batch hold audio, bool [sample, frame]."""
+        counts = [sample.valid_frames for sample in samples]
+        return prefix_mask(counts, self.frames if self.padded else max(counts))
+
     def waveform(self, sample: Sample, *, rate: int) -> np.ndarray:
         """Read one waveform; DataError if the file is not as long as its header says."""
         waveform = self.corpus.read(sample.utterance)
@@ -85,11 +107,29 @@ class SampleTable:
                 f"its header says {sample.n_samples / rate:.2f} s: the file is damaged."
             )
             raise DataError(msg)
-        return waveform
+        if self.padded or len(waveform) == sample.n_samples:
+            return waveform
+        # without padding the number of frames follows from the length: it has to be the planned one
+        missing = max(0, sample.n_samples - len(waveform))
+        return np.pad(waveform[: sample.n_samples], (0, missing))
 
 
-def make_table(corpus: Corpus, family: SpeechFamily, frames: int) -> SampleTable:
-    """Return the samples of `corpus` with their lengths in frames of `family`."""
+def make_table(
+    corpus: Corpus, family: SpeechFamily, frames: int, *, window_samples: int | None = None
+) -> SampleTable:
+    """Return the samples of `corpus` with their lengths in frames of `family`.
+
+    Parameters
+    ----------
+    corpus
+        The utterances.
+    family
+        The table of the model.
+    frames
+        Frames of its window.
+    window_samples
+        Audio samples of its window; None: audio is never cut.
+    """
     classes = {label: i for i, label in enumerate(corpus.labels)}
     samples = []
     for utterance in corpus.utterances:
@@ -99,7 +139,16 @@ def make_table(corpus: Corpus, family: SpeechFamily, frames: int) -> SampleTable
             msg = f"utterance {utterance.id!r} is shorter than one frame of {family.name}."
             raise DataError(msg)
         samples.append(Sample(utterance, classes.get(utterance.label, UNKNOWN), length, valid))
-    return SampleTable(corpus, tuple(samples), frames)
+    if not family.padded:
+        frames = max((sample.valid_frames for sample in samples), default=frames)
+    limit = sys.maxsize if window_samples is None else window_samples
+    return SampleTable(
+        corpus,
+        tuple(samples),
+        frames,
+        padded=family.padded,
+        equal_lengths=limit if family.equal_lengths else None,
+    )
 
 
 def too_long(samples: Sequence[Sample], window_samples: int) -> int:

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from .errors import CaptureError
+from .families import join_inputs
 from .lora import named_weights
 from .trajectory import Trajectory, TrajectoryRecorder
 
@@ -93,7 +94,7 @@ def train(
     recorder = TrajectoryRecorder(weights, trained, frozenset(at), dtype)
     features = _Features(loaded, examples)
     if adapter:
-        module, dataset = _Whole(model), features
+        module, dataset = _Whole(loaded), features
     else:
         pooled = _encode(loaded, features, spec.batch_size, reporter)
         module, dataset = _HeadOnly(loaded), pooled
@@ -109,24 +110,30 @@ def train(
     return trajectory
 
 
-class _Features(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    """Input features of the examples, kept as far as the budget reaches."""
+type _Inputs = dict[str, torch.Tensor]
+"""Inputs of the model by name, of one example or more."""
+
+
+class _Features(torch.utils.data.Dataset[dict[str, Any]]):
+    """Inputs of the examples, one by one, kept as far as the budget reaches."""
 
     def __init__(self, loaded: LoadedModel, examples: Examples) -> None:
         self._loaded, self._examples = loaded, examples
-        self._cache: dict[int, torch.Tensor] = {}
+        self._cache: dict[int, _Inputs] = {}
         self._free = FEATURE_CACHE_BYTES
 
     def __len__(self) -> int:
         return len(self._examples.classes)
 
-    def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, i: int) -> dict[str, Any]:
         features = self._cache.get(i)
         if features is None:
-            features = self._loaded.features([self._examples.read(i)])[0].cpu()
-            if features.nbytes <= self._free:
+            made = self._loaded.inputs([self._examples.read(i)])
+            features = {name: x.cpu() for name, x in made.items()}
+            size = sum(x.nbytes for x in features.values())
+            if size <= self._free:
                 self._cache[i] = features
-                self._free -= features.nbytes
+                self._free -= size
         class_ = torch.tensor(self._examples.classes[i])
         return {"features": features, "labels": class_, "index": torch.tensor(i)}
 
@@ -148,12 +155,14 @@ class _Pooled(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
 class _Whole(nn.Module):
     """The model with its mean cross-entropy, as the Trainer wants it."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, loaded: LoadedModel) -> None:
         super().__init__()
-        self.model = model
+        self.model = loaded.model
+        self._equal = loaded.family.equal_lengths
 
-    def forward(self, features: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        logits = self.model(features).logits
+    def forward(self, features: list[_Inputs], labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        together = _together(features, equal_lengths=self._equal)
+        logits = torch.cat([self.model(**inputs).logits for inputs in together])
         return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
 
 
@@ -174,20 +183,35 @@ def _encode(
     loaded: LoadedModel, features: _Features, batch_size: int, reporter: Reporter
 ) -> _Pooled:
     encoder = loaded.model.get_submodule(loaded.family.encoder).eval()
-    device = next(encoder.parameters()).device
+    equal = loaded.family.equal_lengths
     parts, classes, total = [], [], len(features)
     for start in range(0, total, batch_size):
         items = [features[i] for i in range(start, min(start + batch_size, total))]
-        with torch.no_grad():
-            encoded = encoder(torch.stack([item["features"] for item in items]).to(device))
-            parts.append(loaded.family.head.pool(encoded.last_hidden_state).cpu())
+        for inputs in _together([item["features"] for item in items], equal_lengths=equal):
+            moved = loaded.move(inputs)
+            with torch.no_grad():
+                encoded = encoder(**moved).last_hidden_state
+                parts.append(loaded.family.head.pool(loaded.model, encoded, moved).cpu())
         classes += [int(item["labels"]) for item in items]
         reporter.progress(start + len(items), total, "encoding the training part")
     return _Pooled(torch.cat(parts), classes)
 
 
-def _collate(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    return {key: torch.stack([item[key] for item in items]) for key in items[0]}
+def _together(items: Sequence[_Inputs], *, equal_lengths: bool) -> list[_Inputs]:
+    """Return the inputs of the forwards that a batch takes: one, unless padding changes values."""
+    lengths = {next(iter(item.values())).shape[-1] for item in items}
+    if equal_lengths and len(lengths) > 1:
+        return list(items)
+    return [join_inputs(items)]
+
+
+def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stack what are tensors; inputs differ in length, and stay a list."""
+    columns = {key: [item[key] for item in items] for key in ("labels", "index", "features")}
+    return {
+        key: torch.stack(column) if isinstance(column[0], torch.Tensor) else column
+        for key, column in columns.items()
+    }
 
 
 def _run_trainer(

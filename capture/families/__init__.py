@@ -9,6 +9,7 @@ from .base import Head as Head
 from .base import SpeechFamily as SpeechFamily
 from .base import Stream as Stream
 from .base import Tap as Tap
+from .base import join_inputs as join_inputs
 from .bert import BERT
 from .gpt2 import GPT2
 from .llama import LLAMA

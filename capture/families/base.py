@@ -7,7 +7,7 @@ beside this one and one line in ``families/__init__.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -63,6 +63,8 @@ class Stream:
     """Attention sites; they exist once a layer."""
     prefix: str = ""
     """What the names of its sites begin with (``decoder.``)."""
+    pooled_frames: Literal["all", "valid"] = "all"
+    """Frames that the head of classes averages: all of the window, or those that hold audio."""
     foreign: Mapping[str, str] = field(default_factory=dict)
     """Module below a layer, to the stream whose rows it sees: a decoder attends to those of its
     encoder, so that keys and values of it are rows of the encoder."""
@@ -101,6 +103,9 @@ class Family:
     valid_rows: Callable[[Any, int], int] | None = None
     """Valid rows of the main stream from (configuration, valid items of the model's input); None:
     a row for every item."""
+    uncalled: Callable[[Any], tuple[str, ...]] = lambda _config: ()
+    """Linear modules of a layer, from the configuration, whose weights the model reads without
+    calling them: an adapter on one would never run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +116,9 @@ class Head:
     """Stored name (``head.projector``) to module path."""
     apply: Callable[[nn.Module, Any], Any]
     """Logits [batch, class_] from features [batch, feature] that are pooled over frames."""
-    pool: Callable[[Any], Any]
-    """Pooled features [batch, feature] from the encoder's output [batch, frame, feature]."""
+    pool: Callable[[nn.Module, Any, Mapping[str, Any]], Any]
+    """Pooled features [batch, feature] from (model, the encoder's output [batch, frame, feature],
+    inputs of the model)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,30 +126,56 @@ class SpeechFamily(Family):
     """A family that ``capture-run`` can load, train and capture: speech in, a class out."""
 
     encoder: str
-    """Path of the encoder; its weights identify the model (sha256)."""
+    """Path of the encoder, from inputs to features; its weights identify the model (sha256)."""
     head: Head
     """The classification head."""
     sampling_rate: int
     """Audio sampling rate that the model was made for, Hz."""
-    full_window_seconds: float
-    """The longest audio that the model sees, seconds."""
-    frames_per_second: int
-    """Rows a second of audio, Hz."""
+    window_frames: Callable[[float], int | None]
+    """Frames of a window of so many seconds; None where no window can be so long."""
+    window_rule: str
+    """Which windows there are, for the error."""
     valid_frames: Callable[[int, int], int]
     """Number of frames that hold audio, from (audio samples, frames of the window)."""
+    inputs: Callable[[Any, Sequence[Any]], dict[str, Any]]
+    """Inputs of the model by name, from (feature extractor, waveforms), one row a waveform."""
+    padded: bool
+    """Whether short audio is padded to the window; else only to the longest of its batch, and
+    there are no frames but those that hold audio."""
+    equal_lengths: bool = False
+    """Whether padding changes values, so that only audio of one length may share a batch."""
     model_class: Callable[[], type[Any]]
     """The transformers class with a classification head (called late: importing it is heavy)."""
     shorten: Callable[[Any, Any, float], None]
     """Cuts (model or None, extractor or None, configuration) to a window of so many seconds."""
     demo: Callable[[], tuple[Any, Any]]
     """Configuration and feature extractor of the embedded ``demo:`` model."""
+    fit: Callable[[SpeechFamily, Any, Any], SpeechFamily] = lambda family, _config, _extractor: (
+        family
+    )
+    """The table of one model, from (this, configuration, feature extractor), where the models of a
+    family differ in more than sizes."""
 
     @property
     def stream(self) -> str:
         """The row space that is captured."""
         return self.streams[0].name
 
-    @property
-    def layers(self) -> str:
-        """Path of its layers."""
-        return self.streams[0].layers
+    def window_samples(self, seconds: float) -> int:
+        """Return the audio samples of a window."""
+        return round(seconds * self.sampling_rate)
+
+
+def join_inputs(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the inputs of several batches as those of one, padded with zeros to the longest."""
+    import torch
+
+    joined = {}
+    for name in parts[0]:
+        longest = max(part[name].shape[-1] for part in parts)
+        grown = [
+            torch.nn.functional.pad(part[name], (0, longest - part[name].shape[-1]))
+            for part in parts
+        ]
+        joined[name] = torch.cat(grown)
+    return joined

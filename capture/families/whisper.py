@@ -6,17 +6,32 @@ Whisper pads every utterance to its window and masks nothing; 16 kHz audio gives
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from .base import Attention, Head, SpeechFamily, Stream, Tap
 
 SAMPLES_PER_FRAME = 320
 FULL_FRAMES = 1500
+FRAMES_PER_SECOND = 50
+
+
+def window_frames(seconds: float) -> int | None:
+    """Return the frames of a window: at most 30 s, in whole frames."""
+    frames = seconds * FRAMES_PER_SECOND
+    whole = abs(frames - round(frames)) <= 1e-6
+    return round(frames) if whole and 0 < frames <= FULL_FRAMES else None
 
 
 def valid_frames(n_samples: int, frames: int) -> int:
     """Return the encoder frames that hold audio: ceil(n_samples / 320), at most `frames`."""
     return min(-(-n_samples // SAMPLES_PER_FRAME), frames)
+
+
+def inputs(extractor: Any, waveforms: Sequence[Any]) -> dict[str, Any]:  # noqa: ANN401
+    """Return the mel features of waveforms."""
+    made = extractor(list(waveforms), sampling_rate=extractor.sampling_rate, return_tensors="pt")
+    return {"input_features": made["input_features"]}
 
 
 def model_class() -> type[Any]:
@@ -35,7 +50,7 @@ def shorten(model: Any, extractor: Any, seconds: float) -> None:  # noqa: ANN401
     """
     import torch
 
-    frames = round(seconds * 50)
+    frames = round(seconds * FRAMES_PER_SECOND)
     if extractor is not None:
         extractor.n_samples = frames * SAMPLES_PER_FRAME
         extractor.nb_max_frames = extractor.n_samples // extractor.hop_length
@@ -84,7 +99,7 @@ def demo() -> tuple[Any, Any]:
     return config, WhisperFeatureExtractor(feature_size=80)
 
 
-def pool(encoded: Any) -> Any:  # noqa: ANN401
+def pool(_model: Any, encoded: Any, _inputs: Any) -> Any:  # noqa: ANN401
     """Mean over all frames, padding included, as the model itself does."""
     return encoded.mean(dim=1)
 
@@ -161,9 +176,11 @@ WHISPER = SpeechFamily(
         pool=pool,
     ),
     sampling_rate=16000,
-    full_window_seconds=30.0,
-    frames_per_second=50,
+    window_frames=window_frames,
+    window_rule="at most 30 s, in steps of 0.02 s",
     valid_frames=valid_frames,
+    inputs=inputs,
+    padded=True,
     model_class=model_class,
     shorten=shorten,
     demo=demo,

@@ -91,7 +91,8 @@ def test_a_directory_without_a_model(make_model, tmp_path):
 def test_another_family(make_model, tmp_path):
     BertConfig().save_pretrained(tmp_path)
     with pytest.raises(
-        ModelError, match=r"'bert' model, .* models of speech: whisper\. .* Recorder"
+        ModelError,
+        match=r"'bert' model, .* models of speech: hubert, wav2vec2, wavlm, whisper\. .* Recorder",
     ):
         make_model(base=str(tmp_path))
 
