@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # so it is in the background of a shell, and every process started here would ignore it too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 type Amount = Callable[..., int]
 type Note = Callable[..., None]
