@@ -39,7 +39,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class SampleTable:
-    """All samples of a run, in the order of the corpus."""
+    """All samples of a run: in the order of the corpus, or the longest first (`make_table`)."""
 
     corpus: Corpus
     """Where they come from."""
@@ -119,6 +119,10 @@ def make_table(
 ) -> SampleTable:
     """Return the samples of `corpus` with their lengths in frames of `family`.
 
+    Where audio is padded to a window they keep the order of the corpus. Else the longest come first:
+    a batch then holds samples of about one length, and little of what is computed is padding; and
+    a batch that does not fit into memory is the first one.
+
     Parameters
     ----------
     corpus
@@ -139,9 +143,10 @@ def make_table(
             msg = f"utterance {utterance.id!r} is shorter than one frame of {family.name}."
             raise DataError(msg)
         samples.append(Sample(utterance, classes.get(utterance.label, UNKNOWN), length, valid))
+    limit = sys.maxsize if window_samples is None else window_samples
     if not family.padded:
         frames = max((sample.valid_frames for sample in samples), default=frames)
-    limit = sys.maxsize if window_samples is None else window_samples
+        samples.sort(key=lambda sample: -min(sample.n_samples, limit))
     return SampleTable(
         corpus,
         tuple(samples),

@@ -52,7 +52,7 @@ def _group(rows: pd.DataFrame, study: Study) -> FigureGroup:
             panels.append(curve_panel(name, title, lines, y_label="CKA", y_limits=(0.0, 1.02)))
     text = caption(rows, estimator="biased CKA of all rows, exact", value="value", unit="rows")
     return FigureGroup(
-        "Observed (solid) and random orientation (dotted, with the range of 95 % of its draws)",
+        "Observed, and a B of random orientation (dotted, with the range of 95 % of its draws)",
         panels,
         f"{text} Only the distance to the dotted line of the same colour says something about "
         "training: its height follows from the spectra.",

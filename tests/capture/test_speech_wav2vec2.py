@@ -294,6 +294,15 @@ def test_a_run_is_complete_and_certified(run):
     assert np.isfinite(a).all()
 
 
+def test_the_longest_come_first(run):
+    """A batch then holds samples of about one length: less padding than in the corpus' order."""
+    _, _, path = run
+    for name in ("lora", "frozen"):  # rows stay aligned between conditions
+        frames = open_store(path).capture(name).samples["valid_frames"].to_list()
+        assert frames == sorted(frames, reverse=True)
+        assert len(set(frames)) > 3
+
+
 def test_a_stopped_run_goes_on_to_the_same_digest(run, tmp_path):
     config, _, path = run
 

@@ -68,7 +68,7 @@ class Commands:
 
     def close(self) -> None:
         """End the parent."""
-        self._process.communicate(timeout=10)
+        self._process.communicate(timeout=60)
 
 
 def _fork(order: dict[str, Any]) -> int:

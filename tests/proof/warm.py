@@ -50,7 +50,7 @@ class Warm:
 
     def close(self) -> None:
         """End the process."""
-        self._process.communicate(timeout=10)
+        self._process.communicate(timeout=60)
 
 
 def serve(carry_out: Callable[[dict[str, Any]], object]) -> None:
