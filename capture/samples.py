@@ -119,9 +119,9 @@ def make_table(
 ) -> SampleTable:
     """Return the samples of `corpus` with their lengths in frames of `family`.
 
-    Where audio is padded to a window they keep the order of the corpus. Else the longest come first:
-    a batch then holds samples of about one length, and little of what is computed is padding; and
-    a batch that does not fit into memory is the first one.
+    Where audio is padded to a window they keep the order of the corpus. Else the longest come
+    first: a batch then holds samples of about one length, and little of what is computed is
+    padding; and a batch that does not fit into memory is the first one.
 
     Parameters
     ----------
