@@ -90,6 +90,8 @@ def prepare_captures(root: Path) -> None:
     captures = root / "captures"
     make_directories(captures)
     write_durable(captures / "zarr.json", group_metadata({}), staging=root / STAGING)
+    # else a power cut may keep the root's metadata, which comes next, and lose this folder
+    sync_directory(root)
 
 
 def remove_manifest(root: Path) -> None:
