@@ -12,13 +12,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from .between import MIN_GROUPS as MIN_BETWEEN
-from .cka_estimate import BETWEEN, MIN_GROUPS, Estimate, estimate, no_estimate
+from .cka_estimate import BETWEEN, Estimate, estimate, no_estimate
 from .cka_frames import FramePlan, conclude_frames, plan_frames
 from .errors import MissingSitesError
 from .fold import ArrayKey
 from .gram import sum_pairs
 from .hsic import find_moments
 from .plan import Outcome, Plan, Table, describe_exposure, mask_of, most_exposed
+from .resampling import MIN_GROUPS
 from .selection import Selection
 from .source import View
 

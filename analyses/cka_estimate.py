@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +12,8 @@ from scipy import stats
 from . import between
 from .gram import sum_pairs
 from .hsic import HsicSums, find_moments, hsic
+from .resampling import jackknife_spread
 
-MIN_GROUPS = 3
-"""Groups below which no jackknife interval is given."""
 BETWEEN = "between_groups"
 """The estimator that takes no two samples of one speaker."""
 
@@ -111,30 +110,29 @@ def estimate(sums: HsicSums) -> dict[str, Estimate]:
     `between_groups` is without it; its p-value is that of the t behind its interval, one-sided. For
     independent data the jackknife takes the error for larger than it is: both err on the safe side.
     """
-    unbiased_ll, biased_ll, n = hsic(sums)
-    hsics = {"debiased": unbiased_ll, "biased": biased_ll}
-    groups = range(sums.n_groups)
-    left_out = (hsic(sums, without=g) for g in groups)
-    parts = ({"debiased": part[0], "biased": part[1]} for part in left_out)
-    spreads = _jackknife(hsics, parts, sums.n_groups)
-    if sums.n_groups >= between.MIN_GROUPS:
-        tuples = between.sum_between(sums)
-        own = {BETWEEN: tuples.hsic()}
-        spreads |= _jackknife(own, ({BETWEEN: tuples.hsic(g)} for g in groups), sums.n_groups)
-        hsics |= own
-    nothing = np.full_like(biased_ll, np.nan)
+    *both, n = hsic(sums)
+    groups, n_groups = range(sums.n_groups), sums.n_groups
+    values: dict[str, NDArray] = {"debiased": to_ratio(both[0]), "biased": to_ratio(both[1])}
+    left_out = (np.stack([to_ratio(x) for x in hsic(sums, without=g)[:2]]) for g in groups)
+    spread = jackknife_spread(np.stack([*values.values()]), left_out, n_groups)
+    spreads: dict[str, NDArray] = dict(zip(values, spread, strict=True))
+    nothing = np.full_like(values["debiased"], np.nan)
     ceilings, tests = {}, {}
     if n > 3:
-        ceilings["debiased"] = np.full_like(biased_ll, debiased_ceiling(n))
+        ceilings["debiased"] = np.full_like(nothing, debiased_ceiling(n))
         ceilings["biased"] = biased_ceiling(participation(sums), n)
-        tests["debiased"] = p_value(to_ratio(unbiased_ll), n)
+        tests["debiased"] = p_value(values["debiased"], n)
+    if n_groups >= between.MIN_GROUPS:
+        tuples = between.sum_between(sums)
+        values[BETWEEN] = to_ratio(tuples.hsic())
+        left_out = (to_ratio(tuples.hsic(g)) for g in groups)
+        spreads[BETWEEN] = jackknife_spread(values[BETWEEN], left_out, n_groups)
+        tests[BETWEEN] = _one_sided(values[BETWEEN], spreads[BETWEEN], n_groups)
     found = {BETWEEN: _nothing(len(nothing))}
-    for name, hsic_ll in hsics.items():
-        value, spread = to_ratio(hsic_ll), spreads[name]
-        if name == BETWEEN:
-            tests[name] = _one_sided(value, spread, sums.n_groups)
+    for name, value in values.items():
+        low, high = value - spreads[name], value + spreads[name]
         ceiling, test = ceilings.get(name, nothing), tests.get(name, nothing)
-        found[name] = Estimate(value, value - spread, value + spread, ceiling, test)
+        found[name] = Estimate(value, low, high, ceiling, test)
     return found
 
 
@@ -145,38 +143,6 @@ def _one_sided(
     point = stats.t.ppf(0.975, n_groups - 1)
     error = np.where(spread > 0, spread / point, np.nan)  # a value with itself has no error
     return stats.t.sf(value / error, n_groups - 1)
-
-
-def _jackknife(
-    whole: Mapping[str, NDArray], left_out: Iterable[Mapping[str, NDArray]], n_groups: int
-) -> dict[str, NDArray[np.float64]]:
-    """Return half the width of the 95 % interval of every estimator's ratio.
-
-    Parameters
-    ----------
-    whole
-        HSIC of all groups, by estimator.
-    left_out
-        The same without each group.
-    n_groups
-        Number of groups; NaN below 3.
-    """
-    ratios = {name: to_ratio(hsic_ll) for name, hsic_ll in whole.items()}
-    if n_groups < MIN_GROUPS:
-        return {name: np.full_like(value, np.nan) for name, value in ratios.items()}
-    mean = {name: np.zeros_like(value) for name, value in ratios.items()}
-    square = {name: np.zeros_like(value) for name, value in ratios.items()}
-    for part in left_out:
-        for name, value in ratios.items():
-            difference = to_ratio(part[name]) - value  # near 0, so that its variance is safe
-            mean[name] += difference / n_groups
-            square[name] += np.square(difference)
-    point = float(stats.t.ppf(0.975, n_groups - 1))
-    spreads = {}
-    for name in ratios:
-        variance = (square[name] - n_groups * np.square(mean[name])) * (n_groups - 1) / n_groups
-        spreads[name] = point * np.sqrt(np.maximum(variance, 0.0))
-    return spreads
 
 
 def linear_cka(

@@ -236,11 +236,10 @@ def _intervals(sums: GradientSums, cells: Cells, values: NDArray[np.float64]) ->
     present = [g for g in groups if sums.count_c[cells.group_c == g].any()]
     if not present:
         return {}
-    left_out = np.stack([estimate(sums, cells, without=int(g)) for g in present])
+    left_out = (_log_noise(estimate(sums, cells, without=int(g))) for g in present)
     with np.errstate(invalid="ignore", divide="ignore"):  # a noise scale of 0 has no logarithm
-        left_out[:, 2] = np.log(left_out[:, 2])
-        middle = np.array([values[0], values[1], np.log(values[2])])
-        spread = jackknife_spread(left_out)
+        middle = _log_noise(values)
+        spread = jackknife_spread(middle, left_out, len(present))
         low, high = middle - spread, middle + spread
     low[2], high[2] = np.exp(low[2]), np.exp(high[2])
     return {
@@ -248,6 +247,11 @@ def _intervals(sums: GradientSums, cells: Cells, values: NDArray[np.float64]) ->
         for i, name in enumerate(_ESTIMATES)
         for end, at in (("low", low), ("high", high))
     }
+
+
+def _log_noise(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the estimates with the logarithm of the noise scale, which is nearer to normal."""
+    return np.array([values[0], values[1], np.log(values[2])])
 
 
 def _why_zero(site: str) -> str:

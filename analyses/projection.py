@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
 
+from .adapters import Place
 from .fold import ArrayKey
 from .selection import matches
 from .source import Source
@@ -47,8 +48,7 @@ def find_projection(source: Source, key: ArrayKey) -> Projection | None:
     direction = direction_of(key.site)
     if not direction or key.pool:
         return None
-    layer = "" if key.layer < 0 else f"{key.layer}."
-    name = f"adapter.{layer}{module_of(key.site)}.lora_b"
+    name = f"adapter.{Place(key.layer, module_of(key.site)).stem}.lora_b"
     parameters = source.capture(key.capture).parameters
     width = source.views[key.capture].info(key).width
     if name not in parameters:

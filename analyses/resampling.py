@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,22 +127,32 @@ def weighted_median(
     return statistic
 
 
-def jackknife_spread(values_gm: NDArray[np.float64]) -> NDArray[np.float64]:
+def jackknife_spread(
+    value: NDArray[np.float64], left_out: Iterable[NDArray[np.float64]], n_groups: int
+) -> NDArray[np.float64]:
     """Return half the width of 95 % intervals from statistics without each of G groups.
 
     Parameters
     ----------
-    values_gm
-        The statistics with one group left out, [groups, statistics].
+    value
+        The statistics of all groups, of any shape.
+    left_out
+        The same without each group in turn; they are looked at one by one and not kept.
+    n_groups
+        How many groups there are.
 
     Returns
     -------
     numpy.ndarray
-        [statistics]: t quantile of G - 1 degrees of freedom times √((G - 1)/G Σ(θ_g - θ̄)²); NaN
-        below 3 groups, and where a group leaves no value.
+        Like `value`: t quantile of G - 1 degrees of freedom times √((G - 1)/G Σ(θ_g - θ̄)²); NaN
+        below 3 groups, and where `value` or a group has none.
     """
-    n_groups = len(values_gm)
     if n_groups < MIN_GROUPS:
-        return np.full(values_gm.shape[1], np.nan)
-    variance_m = values_gm.var(axis=0) * (n_groups - 1)
-    return float(stats.t.ppf(0.975, n_groups - 1)) * np.sqrt(variance_m)
+        return np.full_like(value, np.nan)
+    mean, square = np.zeros_like(value), np.zeros_like(value)
+    for part in left_out:
+        difference = part - value  # near 0, so that its variance is safe
+        mean += difference / n_groups
+        square += np.square(difference)
+    variance = (square - n_groups * np.square(mean)) * (n_groups - 1) / n_groups
+    return float(stats.t.ppf(0.975, n_groups - 1)) * np.sqrt(np.maximum(variance, 0.0))

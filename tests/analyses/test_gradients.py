@@ -284,5 +284,5 @@ def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
     x = np.random.default_rng(0).normal(size=8)
     left = np.array([[np.delete(x, i).mean()] for i in range(8)])
     expected = stats.t.ppf(0.975, 7) * stats.sem(x)
-    assert jackknife_spread(left) == pytest.approx(expected, rel=1e-12)
-    assert np.isnan(jackknife_spread(left[:2])).all()
+    assert jackknife_spread(left[0], left, len(left)) == pytest.approx(expected, rel=1e-12)
+    assert np.isnan(jackknife_spread(left[0], left[:2], 2)).all()
