@@ -201,5 +201,6 @@ def _identity_of(section: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return {
         key: value
         for key, value in section.items()
-        if key != "path" and (key, value) not in later  # where a file lies changes no value
+        # where files lie, and what an adapter says of its base, change no value
+        if key not in ("path", "base") and (key, value) not in later
     }

@@ -140,7 +140,9 @@ class AdapterConfig(Section):
     def describe(self) -> dict[str, Any]:
         """Return what a store says of it (JSON): not where it lies on this machine."""
         described = self.model_dump(mode="json")
-        path = described.pop("path", None)
+        path, base = described.pop("path", None), described.pop("base", None)
+        if base is not None:
+            described["base"] = Path(base).name if Path(base).is_absolute() else base
         return described if path is None else {**described, "saved_as": Path(path).name}
 
 
