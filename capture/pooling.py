@@ -194,15 +194,19 @@ class FinalNorm:
 
 def norm_at(model: nn.Module, path: str) -> FinalNorm:
     """Take the norm at `path` out of `model`; ModelError if it is neither layer nor RMS norm."""
+    from accelerate.utils import align_module_device
+
     module: Any = model.get_submodule(path)
     kind = type(module).__name__
-    if isinstance(module, nn.LayerNorm):
-        weight = module.weight.detach().float()
-        bias = torch.zeros_like(weight) if module.bias is None else module.bias.detach().float()
-        return FinalNorm("layer_norm", weight, bias, float(module.eps))
-    if "RMSNorm" in kind:
-        eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-        return FinalNorm("rms_norm", module.weight.detach().float(), None, float(eps or 0.0))
+    # where `device_map` keeps its weights off the device, they are here within this block only
+    with align_module_device(module):
+        if isinstance(module, nn.LayerNorm):
+            weight = module.weight.detach().float()
+            bias = torch.zeros_like(weight) if module.bias is None else module.bias.detach().float()
+            return FinalNorm("layer_norm", weight, bias, float(module.eps))
+        if "RMSNorm" in kind:
+            eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+            return FinalNorm("rms_norm", module.weight.detach().float(), None, float(eps or 0.0))
     msg = f"the final norm {path} is a {kind}, neither a LayerNorm nor an RMSNorm."
     raise ModelError(msg)
 
