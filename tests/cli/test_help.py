@@ -34,11 +34,11 @@ def test_help_is_quick_and_imports_nothing_heavy(module: str):
         "finally:\n"
         f"    print([m for m in {HEAVY} if m in sys.modules], file=sys.stderr)\n"
     )
-    took, done = min((timed(code) for _ in range(3)), key=lambda pair: pair[0])
+    took, done = min((timed(code) for _ in range(10)), key=lambda pair: pair[0])
     assert done.returncode == 0
     assert done.stderr.strip() == "[]"
     assert "Example" in done.stdout
-    # Measured 0.08 s; the best of three, because other tests may run beside this one.
+    # Measured 0.08 s; the best of ten, because other tests run beside this one.
     assert took < 0.4
 
 
