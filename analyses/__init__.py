@@ -4,13 +4,12 @@ Suffixes of arrays in the kernels: N rows or samples, D features, L arrays (laye
 G groups, K classes, S label sets, B bootstrap replicates, R rank, P pairs, M statistics.
 """
 
-from .alignment import Alignment as Alignment
+from .behaviour.contribution import Contribution as Contribution
+from .behaviour.erasure import Erasure as Erasure
+from .behaviour.lens import Lens as Lens
+from .behaviour.scores import Scores as Scores
 from .catalogue import ANALYSES as ANALYSES
 from .catalogue import analyze as analyze
-from .cka import CKA as CKA
-from .cka_estimate import linear_cka as linear_cka
-from .contribution import Contribution as Contribution
-from .erasure import Erasure as Erasure
 from .errors import AnalysisError as AnalysisError
 from .errors import AnalysisInputError as AnalysisInputError
 from .errors import MemoryBudgetError as MemoryBudgetError
@@ -19,11 +18,12 @@ from .fold import ArrayKey as ArrayKey
 from .fold import Block as Block
 from .fold import Fold as Fold
 from .fold import Piece as Piece
-from .gradients import Gradients as Gradients
-from .lens import Lens as Lens
+from .gradients.gradients import Gradients as Gradients
+from .lora.alignment import Alignment as Alignment
+from .lora.weights import Weights as Weights
 from .outputs import write_outputs as write_outputs
-from .probe import Probe as Probe
-from .scores import Scores as Scores
-from .svd import SVD as SVD
+from .probes.probe import Probe as Probe
+from .similarity.cka import CKA as CKA
+from .similarity.cka_estimate import linear_cka as linear_cka
+from .spectra.svd import SVD as SVD
 from .tables import to_tables as to_tables
-from .weights import Weights as Weights

@@ -11,26 +11,26 @@ from typing import Any
 import xarray as xr
 
 from ..store import Store, open_store
-from .alignment import Alignment
-from .cka import CKA
-from .contribution import Contribution
+from .behaviour.contribution import Contribution
+from .behaviour.erasure import Erasure
+from .behaviour.lens import Lens
+from .behaviour.scores import Scores
 from .engine import Progress, Runner, open_runner, run_passes
-from .erasure import Erasure
 from .errors import AnalysisInputError, MemoryBudgetError, MissingSitesError
 from .fold import ArrayKey, Fold
-from .gradients import Gradients
-from .lens import Lens
+from .gradients.gradients import Gradients
+from .lora.alignment import Alignment
+from .lora.weights import Weights
 from .memory import format_bytes, parse_bytes, plan_passes
 from .own import as_analysis
 from .plan import Analysis, Outcome, Plan, Table
 from .pooled import CollectFold, PooledSource
-from .probe import Probe
-from .scores import Scores
+from .probes.probe import Probe
 from .selection import Selection, check_captures, select, with_interventions
+from .similarity.cka import CKA
 from .source import Source, interventions_of
-from .svd import SVD
+from .spectra.svd import SVD
 from .tables import to_dataset
-from .weights import Weights
 
 CATALOGUE: dict[str, Analysis] = {
     "cka": CKA(),

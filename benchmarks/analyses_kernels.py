@@ -10,9 +10,9 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from lorascope.analyses import linear_cka
-from lorascope.analyses.probe import Task, predict_left_out
-from lorascope.analyses.scatter import Scatter, add_rows
-from lorascope.analyses.spectrum import singular_values
+from lorascope.analyses.probes.probe import Task, predict_left_out
+from lorascope.analyses.spectra.scatter import Scatter, add_rows
+from lorascope.analyses.spectra.spectrum import singular_values
 
 
 def measure(function: Callable[[], object], repeats: int = 3) -> float:

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from lorascope.analyses import Alignment, MissingSitesError, analyze, linear_cka, to_tables
-from lorascope.analyses.projection import Turned
+from lorascope.analyses.lora.projection import Turned
 from lorascope.store import Site, create_store
 
 RANK, WIDTH = 4, 12

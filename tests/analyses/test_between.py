@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lorascope.analyses.between import count_tuples, sum_between
-from lorascope.analyses.cka_estimate import linear_cka
-from lorascope.analyses.gram import sum_pairs
-from lorascope.analyses.hsic import find_moments
+from lorascope.analyses.similarity.between import count_tuples, sum_between
+from lorascope.analyses.similarity.cka_estimate import linear_cka
+from lorascope.analyses.similarity.gram import sum_pairs
+from lorascope.analyses.similarity.hsic import find_moments
 
 DRAWS = 1000
 

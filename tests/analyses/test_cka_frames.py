@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lorascope.analyses import analyze, linear_cka, to_tables
-from lorascope.analyses.minibatch import sum_batch
+from lorascope.analyses.similarity.minibatch import sum_batch
 
 N_SAMPLES, N_ROWS, WIDTH = 300, 8, 6
 

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorascope.analyses import AnalysisInputError, ArrayKey, Block, Piece, analyze, to_tables
-from lorascope.analyses.contribution import ContributionFold
+from lorascope.analyses.behaviour.contribution import ContributionFold
 from lorascope.analyses.engine import Runner, open_runner, run_passes, split_slabs
-from lorascope.analyses.frame_fold import FrameFold, draw_rows, order_samples
 from lorascope.analyses.memory import Pass
 from lorascope.analyses.pooled import CollectFold
+from lorascope.analyses.similarity.frame_fold import FrameFold, draw_rows, order_samples
 from lorascope.analyses.source import Source
-from lorascope.analyses.svd import ScatterFold
+from lorascope.analyses.spectra.svd import ScatterFold
 from lorascope.store import Capture, open_store
 
 KEYS = [ArrayKey("a", site, 0) for site in ("h", "a", "m")]

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorascope.analyses import ArrayKey, Block, Piece
-from lorascope.analyses.contribution import ContributionFold
-from lorascope.analyses.frame_fold import FrameFold, draw_rows, order_samples
-from lorascope.analyses.histogram import COSINE_BINS, RATIO_BINS
-from lorascope.analyses.hsic import find_moments
+from lorascope.analyses.behaviour.contribution import ContributionFold
 from lorascope.analyses.pooled import CollectFold
-from lorascope.analyses.svd import ScatterFold
+from lorascope.analyses.similarity.frame_fold import FrameFold, draw_rows, order_samples
+from lorascope.analyses.similarity.hsic import find_moments
+from lorascope.analyses.spectra.svd import ScatterFold
+from lorascope.analyses.statistics.histogram import COSINE_BINS, RATIO_BINS
 
 N, WIDTH = 14, 3
 KEYS = tuple(ArrayKey("a", site, 0) for site in ("embed", "attn_out", "mlp_out"))

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from lorascope.analyses import ArrayKey, Block, MissingSitesError, Piece, analyze, to_tables
-from lorascope.analyses.gradient_fold import GradientFold
-from lorascope.analyses.resampling import jackknife_spread, weighted_median
+from lorascope.analyses.gradients.gradient_fold import GradientFold
+from lorascope.analyses.statistics.resampling import jackknife_spread, weighted_median
 from lorascope.analyses.tables import COLUMNS
 from lorascope.store import Site, create_store
 

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from lorascope.analyses.cka_estimate import biased_ceiling, debiased_ceiling, linear_cka
-from lorascope.analyses.gram import sum_pairs
-from lorascope.analyses.hsic import find_moments, hsic
-from lorascope.analyses.minibatch import sum_batch
+from lorascope.analyses.similarity.cka_estimate import biased_ceiling, debiased_ceiling, linear_cka
+from lorascope.analyses.similarity.gram import sum_pairs
+from lorascope.analyses.similarity.hsic import find_moments, hsic
+from lorascope.analyses.similarity.minibatch import sum_batch
 
 
 def golden() -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@ import pytest
 from scipy.special import softmax
 
 from lorascope.analyses import MissingSitesError, analyze, to_tables
-from lorascope.analyses.lens import apply_head
+from lorascope.analyses.behaviour.lens import apply_head
 from lorascope.store import Output, Site, create_store
 
 

@@ -5,7 +5,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from lorascope.analyses.errors import AnalysisError
-from lorascope.analyses.logistic import fit_logistic
+from lorascope.analyses.probes.logistic import fit_logistic
 
 
 def problem(n: int, d: int, k: int, sets: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -51,7 +51,7 @@ def test_gradient_is_zero_at_the_end() -> None:
 
 
 def test_what_cannot_converge_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lorascope.analyses.logistic._MAX_ITERATIONS", 3)
+    monkeypatch.setattr("lorascope.analyses.probes.logistic._MAX_ITERATIONS", 3)
     x, labels = problem(50, 10, 3)
     with pytest.raises(AnalysisError, match="did not converge"):
         fit_logistic(x, labels, 1e-6)

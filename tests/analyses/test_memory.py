@@ -9,7 +9,7 @@ import pytest
 
 from lorascope.analyses import AnalysisInputError, ArrayKey, MemoryBudgetError, analyze
 from lorascope.analyses.memory import USABLE, format_bytes, parse_bytes, plan_passes
-from lorascope.analyses.svd import ScatterFold
+from lorascope.analyses.spectra.svd import ScatterFold
 from lorascope.store import Capture, Site, create_store
 
 

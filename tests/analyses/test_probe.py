@@ -7,7 +7,7 @@ from sklearn.metrics import log_loss, recall_score
 from sklearn.preprocessing import StandardScaler
 
 from lorascope.analyses import AnalysisInputError, MissingSitesError, Probe, analyze, to_tables
-from lorascope.analyses.probe import make_task, predict_left_out
+from lorascope.analyses.probes.probe import make_task, predict_left_out
 from lorascope.analyses.source import Source
 from lorascope.store import Site, create_store, open_store
 
@@ -73,7 +73,7 @@ def test_probabilities_equal_with_a_class_missing_in_training() -> None:
 
 
 def _task(class_n, speakers, classes):
-    from lorascope.analyses.probe import Task
+    from lorascope.analyses.probes.probe import Task
 
     names, speaker_n = np.unique(speakers, return_inverse=True)
     samples = np.arange(len(class_n))

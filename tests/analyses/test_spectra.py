@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorascope.analyses.scatter import Scatter, add_rows, merge_scatter
-from lorascope.analyses.spectrum import describe_spectrum, singular_values
+from lorascope.analyses.spectra.scatter import Scatter, add_rows, merge_scatter
+from lorascope.analyses.spectra.spectrum import describe_spectrum, singular_values
 
 
 def fold(x: np.ndarray, cuts: list[int]) -> Scatter:

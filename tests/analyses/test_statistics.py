@@ -6,15 +6,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
-from lorascope.analyses.divergence import (
+from lorascope.analyses.statistics.divergence import (
     chance_overlap,
     js_divergence,
     kl_divergence,
     to_log_probabilities,
 )
-from lorascope.analyses.histogram import COSINE_BINS, RATIO_BINS
-from lorascope.analyses.metrics import count_confusion, score_predictions, unweighted_recall
-from lorascope.analyses.resampling import cluster_bootstrap, weighted_mean, weighted_recall
+from lorascope.analyses.statistics.histogram import COSINE_BINS, RATIO_BINS
+from lorascope.analyses.statistics.metrics import (
+    count_confusion,
+    score_predictions,
+    unweighted_recall,
+)
+from lorascope.analyses.statistics.resampling import (
+    cluster_bootstrap,
+    weighted_mean,
+    weighted_recall,
+)
 
 
 def test_scores_equal_scikit_learn() -> None:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from lorascope.analyses import MissingSitesError, analyze, to_tables
-from lorascope.analyses.adapters import find_scaling
-from lorascope.analyses.factors import (
+from lorascope.analyses.lora.adapters import find_scaling
+from lorascope.analyses.lora.factors import (
     Product,
     count_intruders,
     leading_directions,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import linalg
 from scipy.special import log_softmax
 
-from .errors import AnalysisError
+from ..errors import AnalysisError
 
 _MEMORY = 8
 """Pairs of steps and gradient changes that L-BFGS keeps."""

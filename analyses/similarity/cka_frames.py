@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ..fold import ArrayKey
+from ..plan import Outcome, describe_exposure, mask_of, most_exposed
+from ..selection import Selection
+from ..source import AGAINST, Source, View
 from .cka_estimate import debiased_ceiling, to_ratio
-from .fold import ArrayKey
 from .frame_fold import BATCH, FrameFold, FrameSums, draw_rows, order_samples
-from .plan import Outcome, describe_exposure, mask_of, most_exposed
-from .selection import Selection
-from .source import AGAINST, Source, View
 
 _SHARE = 0.25
 """Part of the memory that the drawn frames of all sites may take together."""

@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from .errors import MissingSitesError
-from .fold import ArrayKey, Block
-from .plan import Outcome, Plan, Table, describe_exposure, mask_of
-from .projection import Projection, Turned, find_projection
+from ..errors import MissingSitesError
+from ..fold import ArrayKey, Block
+from ..lora.projection import Projection, Turned, find_projection
+from ..plan import Outcome, Plan, Table, describe_exposure, mask_of
+from ..selection import Selection, matches
+from ..source import Source, View
 from .scatter import TILE_ROWS, Scatter, add_rows, merge_scatter
-from .selection import Selection, matches
-from .source import Source, View
 from .spectrum import describe_spectrum, singular_values
 
 _TINY = float(np.finfo(np.float64).tiny)

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
 
+from ..fold import ArrayKey
+from ..selection import matches
+from ..source import Source
 from .adapters import Place
-from .fold import ArrayKey
-from .selection import matches
-from .source import Source
 
 DIRECTIONS = {"lora_a": "forward", "grad.lora_b": "backward"}
 """First part of the names of the sites whose partner follows, and the direction of that."""

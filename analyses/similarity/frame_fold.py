@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .fold import ArrayKey, Block
+from ..fold import ArrayKey, Block
 from .minibatch import sum_batch
 
 type Drawn = list[tuple[NDArray[np.int64], list[NDArray]]]

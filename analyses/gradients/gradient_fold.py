@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .fold import ArrayKey, Block, Piece
+from ..fold import ArrayKey, Block, Piece
 
 _TILE_NUMBERS = 2**18
 """Numbers of the per-sample gradients held at once, in float64."""

@@ -11,17 +11,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ..errors import MissingSitesError
+from ..fold import ArrayKey
+from ..plan import Outcome, Plan, Table, describe_exposure, mask_of, most_exposed
+from ..selection import Selection
+from ..source import View
+from ..statistics.resampling import MIN_GROUPS
 from .between import MIN_GROUPS as MIN_BETWEEN
 from .cka_estimate import BETWEEN, Estimate, estimate, no_estimate
 from .cka_frames import FramePlan, conclude_frames, plan_frames
-from .errors import MissingSitesError
-from .fold import ArrayKey
 from .gram import sum_pairs
 from .hsic import find_moments
-from .plan import Outcome, Plan, Table, describe_exposure, mask_of, most_exposed
-from .resampling import MIN_GROUPS
-from .selection import Selection
-from .source import View
 
 _CHEAP = 4e11
 """Multiplications of the Gram matrices (arrays · samples² · features) that are done in float64."""

@@ -10,14 +10,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ..errors import MissingSitesError
+from ..memory import format_bytes
+from ..plan import Outcome, Plan, Table
+from ..selection import Selection
+from ..source import View
+from ..spectra.spectrum import describe_spectrum
 from .adapters import Adapter, Place, find_places
-from .errors import MissingSitesError
 from .factors import count_intruders, leading_directions, left_vectors, overlap
-from .memory import format_bytes
-from .plan import Outcome, Plan, Table
-from .selection import Selection
-from .source import View
-from .spectrum import describe_spectrum
 
 MATRICES = ("A", "B", "BA")
 FIRST, SIMILAR = 10, 0.5

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from ..statistics.resampling import jackknife_spread
 from . import between
 from .gram import sum_pairs
 from .hsic import HsicSums, find_moments, hsic
-from .resampling import jackknife_spread
 
 BETWEEN = "between_groups"
 """The estimator that takes no two samples of one speaker."""

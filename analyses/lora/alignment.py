@@ -13,12 +13,12 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from .errors import AnalysisInputError, MissingSitesError
-from .fold import ArrayKey
-from .plan import Outcome, Plan, Table, describe_exposure, mask_of
+from ..errors import AnalysisInputError, MissingSitesError
+from ..fold import ArrayKey
+from ..plan import Outcome, Plan, Table, describe_exposure, mask_of
+from ..selection import Selection
+from ..spectra.svd import ScatterFold, Spectra, make_scatter_fold
 from .projection import Projection, direction_of, module_of
-from .selection import Selection
-from .svd import ScatterFold, Spectra, make_scatter_fold
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..selection import Selection
+from ..source import View
 from .factors import Product
-from .selection import Selection
-from .source import View
 
 _NAME = re.compile(r"adapter\.(?:(\d{1,9})\.)?(.+)\.lora_a")
 

@@ -10,14 +10,19 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from .divergence import chance_overlap, js_divergence, kl_divergence, to_log_probabilities
-from .errors import MissingSitesError
-from .fold import ArrayKey
-from .metrics import count_confusion, unweighted_recall
-from .plan import Outcome, Plan, Table, unexposed_samples
-from .resampling import cluster_bootstrap, weighted_mean, weighted_recall
-from .selection import Selection
-from .source import View
+from ..errors import MissingSitesError
+from ..fold import ArrayKey
+from ..plan import Outcome, Plan, Table, unexposed_samples
+from ..selection import Selection
+from ..source import View
+from ..statistics.divergence import (
+    chance_overlap,
+    js_divergence,
+    kl_divergence,
+    to_log_probabilities,
+)
+from ..statistics.metrics import count_confusion, unweighted_recall
+from ..statistics.resampling import cluster_bootstrap, weighted_mean, weighted_recall
 
 POOL = "mean_all_normed"
 """Final norm per frame, then the mean over all frames: norm and mean do not commute."""

@@ -9,15 +9,20 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from .cka import jackknife_groups
-from .errors import MissingSitesError
-from .fold import ArrayKey
+from ..errors import MissingSitesError
+from ..fold import ArrayKey
+from ..plan import Outcome, Plan, Table, describe_exposure, mask_of
+from ..pooled import DEFAULT_POOL
+from ..selection import Selection, matches
+from ..similarity.cka import jackknife_groups
+from ..source import View
+from ..statistics.resampling import (
+    cluster_bootstrap,
+    jackknife_spread,
+    weighted_mean,
+    weighted_median,
+)
 from .gradient_fold import GradientFold, GradientSums
-from .plan import Outcome, Plan, Table, describe_exposure, mask_of
-from .pooled import DEFAULT_POOL
-from .resampling import cluster_bootstrap, jackknife_spread, weighted_mean, weighted_median
-from .selection import Selection, matches
-from .source import View
 
 _PREFIX = "grad."
 _WEIGHTS = ("grad.lora_a_weight", "grad.lora_b_weight")

@@ -11,15 +11,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from .errors import AnalysisInputError, MemoryBudgetError, MissingSitesError
-from .fold import ArrayKey
+from ..errors import AnalysisInputError, MemoryBudgetError, MissingSitesError
+from ..fold import ArrayKey
+from ..memory import USABLE, format_bytes
+from ..plan import Outcome, Plan, Table, unexposed_samples
+from ..selection import Selection, matches
+from ..source import View
+from ..statistics.metrics import score_predictions
+from ..statistics.resampling import cluster_bootstrap, weighted_recall
 from .logistic import count_bytes, fit_logistic
-from .memory import USABLE, format_bytes
-from .metrics import score_predictions
-from .plan import Outcome, Plan, Table, unexposed_samples
-from .resampling import cluster_bootstrap, weighted_recall
-from .selection import Selection, matches
-from .source import View
 
 DEFAULT_SITES = ("embed", "resid_post", "encoder_out", "lora_a", "lora_b")
 """Sites that are probed unless others are asked for."""

@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from .errors import MissingSitesError
-from .fold import ArrayKey, Block, Piece
-from .histogram import COSINE_BINS, RATIO_BINS
-from .plan import Outcome, Plan, Table, describe_exposure, mask_of
-from .resampling import cluster_bootstrap, weighted_mean
-from .selection import Selection, matches
-from .source import View
+from ..errors import MissingSitesError
+from ..fold import ArrayKey, Block, Piece
+from ..plan import Outcome, Plan, Table, describe_exposure, mask_of
+from ..selection import Selection, matches
+from ..source import View
+from ..statistics.histogram import COSINE_BINS, RATIO_BINS
+from ..statistics.resampling import cluster_bootstrap, weighted_mean
 
 _TILE_ROWS = 2048
 """Rows worked on at once, in float64."""

@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from .divergence import kl_divergence, to_log_probabilities
-from .errors import MissingSitesError
-from .plan import Outcome, Plan, Table, unexposed_samples
-from .resampling import cluster_bootstrap, weighted_mean, weighted_recall
-from .selection import Selection
-from .source import View
+from ..errors import MissingSitesError
+from ..plan import Outcome, Plan, Table, unexposed_samples
+from ..selection import Selection
+from ..source import View
+from ..statistics.divergence import kl_divergence, to_log_probabilities
+from ..statistics.resampling import cluster_bootstrap, weighted_mean, weighted_recall
 
 _MEANS = ("delta_war", "delta_nll", "delta_p_true")
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from .divergence import to_log_probabilities
-from .errors import MissingSitesError
-from .metrics import count_confusion, score_predictions
-from .plan import Outcome, Plan, Table, unexposed_samples
-from .resampling import cluster_bootstrap, weighted_recall
-from .selection import Selection
-from .source import View
+from ..errors import MissingSitesError
+from ..plan import Outcome, Plan, Table, unexposed_samples
+from ..selection import Selection
+from ..source import View
+from ..statistics.divergence import to_log_probabilities
+from ..statistics.metrics import count_confusion, score_predictions
+from ..statistics.resampling import cluster_bootstrap, weighted_recall
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""What the model puts out and how its layers get there: scores, lens, contributions, erasure."""

@@ -1,0 +1,1 @@
+"""What classifiers read from an array about speakers that they have not heard."""

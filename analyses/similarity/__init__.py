@@ -1,0 +1,1 @@
+"""How alike two arrays are: CKA, pooled and by frames."""

@@ -1,0 +1,1 @@
+"""How many directions the rows of an array use: scatter matrices and their spectra."""

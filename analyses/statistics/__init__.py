@@ -1,0 +1,1 @@
+"""Resampling, scores of predictions, divergences, histograms: shared by the analyses."""
