@@ -29,7 +29,16 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from capture_overhead import BATCH, Load, build_tiny, losses_of, prepare, run_bare, run_recording
+from capture_overhead import (
+    BATCH,
+    SHAPES,
+    Load,
+    build_random,
+    losses_of,
+    prepare,
+    run_bare,
+    run_recording,
+)
 from peft import LoraConfig, get_peft_model
 
 from lorascope.capture import Recorder
@@ -204,6 +213,7 @@ def to_device(load: Load, device: str) -> Load:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", nargs="?", help="a Whisper directory; else a random one")
+    parser.add_argument("--shape", choices=SHAPES, default="tiny.en", help="of the random one")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--batches", type=int, default=12, help="batches a pass")
     parser.add_argument("--repeats", type=int, default=7, help="pairs of passes")
@@ -215,9 +225,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        load = to_device(
-            prepare(options.directory or str(build_tiny(Path(folder)))), options.device
-        )
+        directory = options.directory or str(build_random(Path(folder), options.shape))
+        load = to_device(prepare(directory), options.device)
     parts: dict[str, dict[str, Any]] = {
         "hooks": hooks(load, options),
         "tensor": tensor(options),
@@ -228,6 +237,7 @@ def main(arguments: list[str] | None = None) -> int:
     device = "cpu" if options.device == "cpu" else torch.cuda.get_device_name(options.device)
     record = {
         **parts,
+        "model": options.directory or f"random, shape of {options.shape}",
         "device": device,
         "cpus": os.cpu_count(),
         "load": os.getloadavg()[0],
