@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from lorascope.analyses import CKA, SVD, Contribution, analyze
+from lorascope.analyses import CKA, SVD, analyze
 from lorascope.analyses.backend import describe_device
 from lorascope.store import Site, Store, create_store, open_store
 
@@ -33,11 +33,13 @@ def write_store(path: Path, options: argparse.Namespace) -> None:
     rng = np.random.default_rng(0)
     scale = (1 / np.arange(1, width + 1) ** 0.5).astype(np.float32)
     shape = (options.layers, options.rows, width)
-    rows = {part: rng.standard_normal(shape, dtype=np.float32) * scale + 1 for part in PARTS}
     sites = [pooled, *(Site(part, layers, width) for part in PARTS)]
     with create_store(path, capture="a", sites=sites) as writer:
         for i in range(options.samples):
             vector = rng.standard_normal((33, width), dtype=np.float32)
+            rows = {
+                part: rng.standard_normal(shape, dtype=np.float32) * scale + 1 for part in PARTS
+            }
             arrays = {"resid_post.mean_valid": vector, **rows}
             writer.append(f"u{i:05d}", arrays, groups={"speaker": str(i % 10)})
 
@@ -68,11 +70,7 @@ def main() -> None:
     parser.add_argument("--memory", default="16GiB")
     parser.add_argument("--repeats", type=int, default=2)
     options = parser.parse_args()
-    jobs = {
-        "spectra": [SVD()],
-        "contribution": [Contribution()],
-        "cka_pooled": [CKA(frames=False)],
-    }
+    jobs = {"spectra": [SVD()], "cka_pooled": [CKA(frames=False)], "cka_frames": [CKA()]}
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCHMARK_DIR")) as folder:
         path = Path(folder) / "store.zarr"
         write_store(path, options)
