@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .gaussian import Gaussian, recentre
 from .hsic import HsicSums, Moments, Reader, u_shifts
 
 type Mapper = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
@@ -30,6 +31,7 @@ def sum_pairs(
     moments: Moments,
     group_n: NDArray[np.int64],
     *,
+    gaussian: Gaussian | None = None,
     dtype: type[np.floating] = np.float64,
     panel_rows: int | None = None,
     tile_bytes: int = 64 * 2**20,
@@ -46,6 +48,9 @@ def sum_pairs(
         What `find_moments` gave for the same source.
     group_n
         Group number 0 … G-1 of every sample, [samples].
+    gaussian
+        Kernel in place of the linear one; its bandwidths count in root mean square distances from
+        the mean, `moments.scales`.
     dtype
         Type of the Gram products; sums are always float64.
     panel_rows
@@ -71,22 +76,23 @@ def sum_pairs(
         np.zeros((n_arrays, n, n_groups)),
         np.zeros((n_arrays, n)),
         sorted_n,
+        np.zeros((n_arrays, n)),
     )
     panels = _panels(n, panel_rows or n)
     held = _Panels(read, moments, order, dtype)
     for panel in panels:
         for a, x in enumerate(held.load(panel)):
             out.norms_ln[a, panel] = np.einsum("nd,nd->n", x, x, dtype=np.float64)
-    shift_ln = u_shifts(out.norms_ln)
+    out.shift_ln[:] = gaussian.shifts(out.norms_ln) if gaussian else u_shifts(out.norms_ln)
     for rows in panels:
         for columns in panels:
-            job = _Job(held.load(rows), held.load(columns), shift_ln, sorted_n, rows, columns)
+            job = _Job(held.load(rows), held.load(columns), out, gaussian, rows, columns)
             tiles = list(_tiles(sorted_n, rows, job.count_rows(tile_bytes)))
             for first in range(0, len(tiles), workers):
                 some = tiles[first : first + workers]
                 for tile, sums in zip(some, mapper(job.sum_tile, some), strict=True):
                     _add_tile(out, tile, sums)
-    return out
+    return recentre(out) if gaussian else out
 
 
 class _Panels:
@@ -149,8 +155,9 @@ class _Job:
     """Features of the rows, one array each."""
     y: Sequence[NDArray]
     """Features of the columns."""
-    shift_ln: NDArray[np.float64]
-    group_n: NDArray[np.int64]
+    out: HsicSums
+    """What is there before the first tile: diagonal, shifts, groups."""
+    gaussian: Gaussian | None
     rows: slice
     columns: slice
 
@@ -167,14 +174,17 @@ class _Job:
         gram = np.empty(shape, dtype=self.x[0].dtype)
         for out, x, y in zip(gram, self.x, self.y, strict=True):
             np.matmul(x[local], y.T, out=out)
-        group_n = self.group_n[columns]
+        same = np.arange(max(tile.start, columns.start), min(tile.stop, columns.stop))
+        if self.gaussian:
+            self.gaussian.apply(gram, self.out.norms_ln[:, tile], self.out.norms_ln[:, columns])
+            gram[:, same - tile.start, same - columns.start] = 0
+        group_n = self.out.group_n[columns]
         starts = np.flatnonzero(np.diff(group_n, prepend=-1))  # sorted by group
         row_ltg = np.add.reduceat(gram, starts, axis=2, dtype=np.float64)
-        gram += self.shift_ln[:, tile, None]
-        gram += self.shift_ln[:, None, columns]
-        same = np.arange(max(tile.start, columns.start), min(tile.stop, columns.stop))
+        gram += self.out.shift_ln[:, tile, None]
+        gram += self.out.shift_ln[:, None, columns]
         gram[:, same - tile.start, same - columns.start] = 0
-        group = int(self.group_n[tile.start])
+        group = int(self.out.group_n[tile.start])
         products_ll = _square(gram)
         first, last = np.searchsorted(group_n, [group, group + 1])
         alone = last - first == group_n.size
