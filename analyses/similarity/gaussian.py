@@ -55,7 +55,7 @@ class Gaussian:
 
 
 def recentre(sums: HsicSums) -> HsicSums:
-    """Return sums whose rows, diagonal and shifts are those of the Gram matrix centred in both ways.
+    """Return the sums of the centred Gram matrix HKH from those of K.
 
     Parameters
     ----------

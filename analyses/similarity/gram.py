@@ -26,7 +26,7 @@ def map_in_turn(function: Callable[[Any], Any], items: Sequence[Any]) -> list[An
     return [function(item) for item in items]
 
 
-def sum_pairs(
+def sum_pairs(  # noqa: PLR0913 - all but three optional
     read: Reader,
     moments: Moments,
     group_n: NDArray[np.int64],

@@ -60,7 +60,9 @@ def test_golden_values(rule, factor, expected) -> None:
     tile_bytes=st.integers(64, 4000),
     workers=st.integers(1, 3),
 )
-def test_any_cut_gives_the_estimates_of_the_whole_matrix(groups, panel, tile_bytes, workers) -> None:
+def test_any_cut_gives_the_estimates_of_the_whole_matrix(
+    groups, panel, tile_bytes, workers
+) -> None:
     """Every estimate, interval and ceiling: those of exp(-d²/2σ²) centred as a whole."""
     group_n = np.unique(groups, return_inverse=True)[1].astype(np.int64)
     rng = np.random.default_rng(0)

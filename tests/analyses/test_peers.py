@@ -27,7 +27,9 @@ def peers() -> SimpleNamespace:
     import torch
     from sklearn.metrics import pairwise
 
-    return SimpleNamespace(cka=cka, dcor=dcor, rsatoolbox=rsatoolbox, torch=torch, pairwise=pairwise)
+    return SimpleNamespace(
+        cka=cka, dcor=dcor, rsatoolbox=rsatoolbox, torch=torch, pairwise=pairwise
+    )
 
 
 def golden() -> tuple[np.ndarray, np.ndarray]:
