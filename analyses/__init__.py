@@ -25,5 +25,6 @@ from .outputs import write_outputs as write_outputs
 from .probes.probe import Probe as Probe
 from .similarity.cka import CKA as CKA
 from .similarity.cka_estimate import linear_cka as linear_cka
+from .similarity.matrices import kernel_cka as kernel_cka
 from .spectra.svd import SVD as SVD
 from .tables import to_tables as to_tables

@@ -215,8 +215,10 @@ def _mean_values(
 def _cka_values(rows: Sequence[_Row]) -> dict[str, Any]:
     """Return the mean CKA over layers of the same site and layer in two captures.
 
-    From pairs of different groups where there are enough of them, else debiased.
+    From pairs of different groups where there are enough of them, else debiased; pooled, linear.
     """
+    plain = {"granularity": "pooled", "kernel": "linear"}
+    rows = [row for row in rows if all(row[name] == want for name, want in plain.items())]
     known = {row["estimator"] for row in rows if row["value"] is not None}
     estimator = "between_groups" if "between_groups" in known else "debiased"
     groups: dict[str, dict[str, list[float | None]]] = {}

@@ -17,7 +17,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "cka": (
         *_PAIR,
         *("granularity", "kernel", "estimator", "mask", "value", "value_low", "value_high"),
-        *("p_value", "null_ceiling", *_END),
+        *("p_value", "null_ceiling", "p_permutation", *_END),
     ),
     "svd": (
         *("capture", "site", "layer", "centred", "mask", "n", "sv90", "sv90_interpolated"),
