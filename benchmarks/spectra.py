@@ -37,7 +37,7 @@ print(highest() - base)
 
 
 def write_rows(path: Path, n: int, width: int) -> None:
-    """Singular values falling like 1/i around a mean of 3, as in docs/analyses.md."""
+    """Singular values falling like 1/i around a mean of 3."""
     rng = np.random.default_rng(0)
     turn_dd = np.linalg.qr(rng.normal(size=(width, width)))[0] / np.arange(1, width + 1)[:, None]
     with path.open("wb") as file:

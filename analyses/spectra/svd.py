@@ -65,7 +65,7 @@ class ScatterFold:
 
     @property
     def scratch_bytes(self) -> int:
-        """A centred tile, its product and the outer product of the means; or what `finish` copies."""
+        """A centred tile, its product and the outer product of means; or copies of `finish`."""
         return TILE_ROWS * self.width * self.itemsize + 3 * 8 * self.width**2
 
     def state_bytes(self, workers: int) -> int:
@@ -171,7 +171,7 @@ def _conclude(folds: dict[ArrayKey, ScatterFold], outcome: Outcome) -> dict[str,
         "arithmetic": "block-centred products in the stored precision, summed in float64",
         "resolution": "float32 products: singular values below 2e-4 of the largest are rounding",
         "noise": (
-            "eigenvalues above the Marchenko-Pastur edge and above that of shuffled columns, for as "
+            "eigenvalues above the edges of Marchenko-Pastur and of shuffled columns, for as "
             "many independent rows as there are samples: frames of one sample are dependent"
         ),
         "rank_lora_b": "B outputs have at most r singular values; the rounding beyond is left out",

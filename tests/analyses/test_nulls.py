@@ -36,15 +36,16 @@ def test_noise_stays_below_and_directions_are_counted() -> None:
 
 
 def test_the_shuffled_edge_is_that_of_columns_that_are_shuffled() -> None:
-    """Correlated columns of very different variance: each shuffled on its own, ten times."""
+    """Correlated columns of very different variance: each shuffled on its own, three times."""
     rng = np.random.default_rng(1)
-    n, features = 600, 150
+    n, features = 2400, 600
     shared = rng.normal(size=(n, 2)) @ rng.normal(size=(2, features))
     x = (shared + rng.normal(size=(n, features))) * np.linspace(0.2, 3, features)
     edge = shuffled_edge(x.var(axis=0), n)
-    drawn = [eigenvalues(rng.permuted(x, axis=0))[0] for _ in range(10)]
-    # finite size: the largest eigenvalue is off the limit by about n^(-2/3), 1.4 %
-    assert edge == pytest.approx(np.mean(drawn), rel=0.04)
+    drawn = [eigenvalues(rng.permuted(x, axis=0))[0] for _ in range(3)]
+    # the limit is approached from below: 5 % for 600 x 150, 1.2 % for this size
+    assert edge == pytest.approx(np.mean(drawn), rel=0.025)
+    assert edge > np.mean(drawn)
     assert np.sum(eigenvalues(x) > edge) == 2
 
 
