@@ -99,8 +99,8 @@ class ScatterFold:
         # a mean that is not exact leaves rounding where every row is the same
         floor = 1e-12 * uncentred[0]
         centred = np.where(centred <= floor, 0.0, centred) if centred[0] <= floor else centred
-        square_d = np.diagonal(state.scatter_dd).copy()
-        squares = square_d, square_d + state.n * np.square(state.mean_d)
+        square_d = to_host(state.scatter_dd.diagonal().copy())
+        squares = square_d, square_d + state.n * np.square(to_host(state.mean_d))
         return Spectra(state.n, centred, uncentred, "", squares, self._turned(state))
 
     def _turned(self, state: Scatter) -> Turned | None:
