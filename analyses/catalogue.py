@@ -22,7 +22,7 @@ from .fold import ArrayKey, Fold
 from .gradients.gradients import Gradients
 from .lora.alignment import Alignment
 from .lora.weights import Weights
-from .memory import format_bytes, parse_bytes, plan_passes
+from .memory import Pass, check_fits, format_bytes, parse_bytes, plan_passes
 from .own import as_analysis
 from .plan import Analysis, Outcome, Plan, Table
 from .pooled import CollectFold, PooledSource
@@ -181,13 +181,19 @@ def _plan(
     """Return the plans, and why analyses that nobody asked for by name are left out."""
     plans: dict[str, Plan] = {}
     skipped: dict[str, str] = {}
+    short: MemoryBudgetError | None = None
     for analysis in chosen:
         try:
-            plans[analysis.name] = analysis.plan(selection)
+            plan = analysis.plan(selection)
+            check_fits(plan.folds, selection.source.cost, selection.memory_bytes)
+            plans[analysis.name] = plan
         except (MissingSitesError, MemoryBudgetError) as error:
             if not by_default:
                 raise
             skipped[analysis.name] = str(error)
+            short = error if isinstance(error, MemoryBudgetError) else short
+    if not plans and short is not None:
+        raise short
     if not plans:
         msg = f"the store serves no analysis. {' '.join(skipped.values())}"
         raise MissingSitesError(msg)
@@ -201,16 +207,8 @@ def _execute(
     source = selection.source
     pooled = dict.fromkeys(key for plan in plans.values() for key in plan.pooled)
     stored = {key: selection.stored_key(key) for key in pooled}
-    collect = _collect_folds(stored, selection)
-    held = sum(fold.bytes for fold in collect)
-    folds = dict.fromkeys([*(f for plan in plans.values() for f in plan.folds), *collect])
-    passes = plan_passes(
-        list(folds),
-        source.cost,
-        source.borders(),
-        memory_bytes=selection.memory_bytes - held,
-        workers=runner.workers,
-    )
+    wanted = list(dict.fromkeys(f for plan in plans.values() for f in plan.folds))
+    collect, passes = _cut_passes(wanted, _collect_folds(stored, selection), selection, runner)
     results: dict[Fold[Any, Any], Any] = run_passes(source, passes, runner, progress)
     collected = {fold.key: results.pop(fold) for fold in collect}
     outcome = Outcome(selection, results, PooledSource(source, collected, stored), runner)
@@ -222,6 +220,30 @@ def _execute(
         tables |= plan.conclude(outcome)
     facts = {"passes": len(passes), "slabs": sum(len(one.slabs) for one in passes)}
     return tables, {**facts, "bytes_read": format_bytes(read)}
+
+
+def _cut_passes(
+    wanted: list[Fold[Any, Any]],
+    collect: list[CollectFold],
+    selection: Selection,
+    runner: Runner,
+) -> tuple[list[CollectFold], list[Pass]]:
+    """Return the passes; nothing is collected where a fold fits only without what that holds."""
+    source = selection.source
+    held = sum(fold.bytes for fold in collect)
+    try:
+        passes = plan_passes(
+            [*wanted, *collect],
+            source.cost,
+            source.borders(),
+            memory_bytes=selection.memory_bytes - held,
+            workers=runner.workers,
+        )
+    except MemoryBudgetError:
+        if not collect:
+            raise
+        return _cut_passes(wanted, [], selection, runner)
+    return collect, passes
 
 
 def _collect_folds(stored: dict[ArrayKey, ArrayKey], selection: Selection) -> list[CollectFold]:

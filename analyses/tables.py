@@ -22,7 +22,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "svd": (
         *("capture", "site", "layer", "centred", "mask", "n", "sv90", "sv90_interpolated"),
         *("top10_energy", "erank", "erank_energy", "stable_rank", "participation_ratio"),
-        *("exposed", "reason"),
+        *("independent", "noise_variance", "mp_edge", "above_mp", "shuffled_edge"),
+        *("above_shuffled", "exposed", "reason"),
     ),
     "spectrum": (
         *("capture", "site", "layer", "centred", "mask", "index", "singular_value", "energy"),
