@@ -41,7 +41,9 @@ COLUMNS: dict[str, tuple[str, ...]] = {
             "uar_high",
             "war",
         ),
-        *("macro_f1", "nll", "ece", "control_uar", "selectivity", *_END),
+        *("macro_f1", "nll", "ece", "control_uar", "selectivity", "p_value", "p_holm"),
+        *("delta_first", "p_first", "p_first_holm", "uar_fold_mean", "uar_fold_sd", "penalty"),
+        *_END,
     ),
     "lens": (
         *(

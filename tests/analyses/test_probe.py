@@ -28,7 +28,8 @@ def loop(x: np.ndarray, labels: np.ndarray, speakers: np.ndarray, c: float) -> n
 
 @pytest.fixture(scope="module")
 def probed(study):
-    return to_tables(analyze(study.path, ["probe"]))["probe"]
+    table = to_tables(analyze(study.path, ["probe"]))["probe"]
+    return table[table["probe"] == "logistic"]
 
 
 def features(study, capture: str, site: str, layer: int) -> np.ndarray:
