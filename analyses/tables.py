@@ -45,6 +45,13 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         *("delta_first", "p_first", "p_first_holm", "uar_fold_mean", "uar_fold_sd", "penalty"),
         *_END,
     ),
+    "probe_weights": (
+        *("capture", "site", "layer", "weight", "weight_low", "weight_high", "weight_sd", *_END),
+    ),
+    "mdl": (
+        *("capture", "site", "layer", "probe", "codelength", "codelength_sd"),
+        *("uniform_codelength", "compression", "control_compression", *_END),
+    ),
     "lens": (
         *(
             "capture",

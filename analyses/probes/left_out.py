@@ -75,7 +75,9 @@ def predict_logistic(x_nd: NDArray, task: Task, c: float | None) -> Predicted:
         penalty_g = choose_logistic(x_nd, task.speaker_n, task.class_ns[:, 0], _fit_and_predict)
     for group in range(n_groups):
         test = task.speaker_n == group
-        predicted = _fit_and_predict(x_nd[~test], task.class_ns[~test], penalty_g[group], x_nd[test])
+        predicted = _fit_and_predict(
+            x_nd[~test], task.class_ns[~test], penalty_g[group], x_nd[test]
+        )
         present, probability = predicted
         out[np.ix_(np.flatnonzero(test), np.arange(out.shape[1]), present)] = probability
     return Predicted(out, penalty_g, probabilities=True)

@@ -65,29 +65,29 @@ class Probe:
     def plan(self, selection: Selection) -> Plan:
         """Return the pooled arrays to probe."""
         _check_options(self)
-        chosen = selection.sites is not None
-        keys = tuple(
-            key
-            for view in selection.captures
-            for key in selection.pooled_keys(view)
-            if chosen or any(matches(key.site, site) for site in DEFAULT_SITES)
-        )
-        check_probed(keys, selection)
+        keys = choose_arrays(selection)
         check_grouping(selection.source, selection.captures, self.by)
         for key in keys:
             needed = _count_bytes(self, key, selection)
-            if needed > _SHARE * selection.memory_bytes:
-                msg = (
-                    f"memory {format_bytes(selection.memory_bytes)} is too little: the probe of "
-                    f"{key} takes {format_bytes(needed)}, and {_SHARE:.0%} of the memory is there "
-                    f"for it. Allow at least {format_bytes(needed / _SHARE)} (--memory)."
-                )
-                raise MemoryBudgetError(msg)
+            check_memory(f"the probe of {key}", needed, selection)
         return Plan(partial(_conclude, self, keys), (), keys)
 
 
-def check_probed(keys: Sequence[ArrayKey], selection: Selection) -> None:
-    """Raise MissingSitesError without arrays to probe, labels or groups; says what to record."""
+def choose_arrays(selection: Selection) -> tuple[ArrayKey, ...]:
+    """Return the pooled arrays to probe.
+
+    Raises
+    ------
+    MissingSitesError
+        No arrays, labels or groups; says what to record.
+    """
+    chosen = selection.sites is not None
+    keys = tuple(
+        key
+        for view in selection.captures
+        for key in selection.pooled_keys(view)
+        if chosen or any(matches(key.site, site) for site in DEFAULT_SITES)
+    )
     if not keys:
         msg = (
             "probe needs pooled features (mean_valid) or rows of one of "
@@ -101,13 +101,46 @@ def check_probed(keys: Sequence[ArrayKey], selection: Selection) -> None:
             'Record them: `append(..., label="anger", groups={"speaker": "01"})`.'
         )
         raise MissingSitesError(msg)
+    return keys
+
+
+def check_memory(what: str, needed: int, selection: Selection) -> None:
+    """Raise MemoryBudgetError where something takes more than the part that is there for it."""
+    if needed > _SHARE * selection.memory_bytes:
+        msg = (
+            f"memory {format_bytes(selection.memory_bytes)} is too little: {what} takes "
+            f"{format_bytes(needed)}, and {_SHARE:.0%} of the memory is there for it. "
+            f"Allow at least {format_bytes(needed / _SHARE)} (--memory)."
+        )
+        raise MemoryBudgetError(msg)
+
+
+def count_together(largest: int, outcome: Outcome) -> int:
+    """Return how many pieces of work of `largest` bytes fit beside the features that are held."""
+    room = int(USABLE * outcome.selection.memory_bytes) - outcome.pooled.held_bytes
+    return max(1, min(outcome.runner.workers, room // max(largest, 1)))
+
+
+def make_tasks(selection: Selection, *, shuffles: int, by: str | None) -> dict[str, Task]:
+    """Return what is predicted in each capture, by its name."""
+    source = selection.source
+    return {
+        view.name: make_task(
+            view,
+            source.ids,
+            shuffles=shuffles,
+            seed=selection.seed,
+            grouping=find_grouping(source, view, by),
+        )
+        for view in selection.captures
+    }
 
 
 def _check_options(probe: Probe) -> None:
     """Raise AnalysisInputError where an option is outside of its range."""
     if (isinstance(probe.c, str) and probe.c != "nested") or probe.shuffles < 0:
-        msg = f"probe needs C > 0 or 'nested', and shuffles >= 0, not {probe.c!r}, {probe.shuffles}"
-        raise AnalysisInputError(f"{msg}.")
+        msg = f"probe needs C > 0 or 'nested', and shuffles >= 0: {probe.c!r}, {probe.shuffles}."
+        raise AnalysisInputError(msg)
     if not isinstance(probe.c, str) and probe.c <= 0:
         msg = f"probe needs C > 0 and shuffles >= 0, not {probe.c} and {probe.shuffles}."
         raise AnalysisInputError(msg)
@@ -134,16 +167,7 @@ def _count_bytes(probe: Probe, key: ArrayKey, selection: Selection) -> int:
 
 def _conclude(probe: Probe, keys: Sequence[ArrayKey], outcome: Outcome) -> dict[str, Table]:
     selection = outcome.selection
-    tasks = {
-        view.name: make_task(
-            view,
-            selection.source.ids,
-            shuffles=probe.shuffles,
-            seed=selection.seed,
-            grouping=find_grouping(selection.source, view, probe.by),
-        )
-        for view in selection.captures
-    }
+    tasks = make_tasks(selection, shuffles=probe.shuffles, by=probe.by)
 
     def work(key: ArrayKey) -> tuple[dict[str, Predicted], str]:
         task = tasks[key.capture]
@@ -154,9 +178,8 @@ def _conclude(probe: Probe, keys: Sequence[ArrayKey], outcome: Outcome) -> dict[
         return ({} if reason else predict_all(probe, x_nd, task)), reason
 
     largest = max(_count_bytes(probe, key, selection) for key in keys)
-    room = int(USABLE * selection.memory_bytes) - outcome.pooled.held_bytes
-    at_a_time = max(1, min(outcome.runner.workers, room // max(largest, 1)))
-    found = dict(zip(keys, outcome.runner.map(work, keys, at_a_time), strict=True))
+    together = count_together(largest, outcome)
+    found = dict(zip(keys, outcome.runner.map(work, keys, together), strict=True))
     rows: list[Row] = []
     for capture, task in tasks.items():
         mine = [key for key in keys if key.capture == capture]
@@ -195,7 +218,9 @@ def predict_all(probe: Probe, x_nd: NDArray, task: Task) -> dict[str, Predicted]
 def describe_probe(probe: Probe) -> dict[str, object]:
     """Return how the table was made."""
     grid = f"{1 / PENALTIES[0]:g} … {1 / PENALTIES[-1]:g}"
-    chosen = f"chosen of {grid} by UAR, leaving one more {probe.by or 'speaker'} of the training out"
+    chosen = (
+        f"chosen of {grid} by UAR, leaving one more {probe.by or 'speaker'} of the training out"
+    )
     c = f"C {chosen}" if probe.c == "nested" else f"C = {probe.c}"
     shrinkage = "oracle approximating shrinkage" if probe.shrinkage is None else probe.shrinkage
     by = probe.by or "speaker"
@@ -206,7 +231,8 @@ def describe_probe(probe: Probe) -> dict[str, object]:
         "penalty": "weight of the squared weights (1/C); of lda the shrinkage; `all`: the median",
         "control": f"labels permuted within speaker, mean of {probe.shuffles} shuffles",
         "interval": f"cluster bootstrap over {by}s of the pooled predictions, 95 %",
-        "p_value": "corrected t over folds (Nadeau and Bengio): UAR above its control, one-sided",
+        "p_value": "corrected t over folds (Nadeau and Bengio): UAR above its control "
+        "(without one: above guessing), one-sided; none where all folds differ by the same",
         "p_first": "the same for the difference to the first layer of the site, two-sided",
         "p_holm": "Holm, over the layers of one site of one capture and probe",
         "ece": "10 equal bins of the top probability",

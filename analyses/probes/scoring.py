@@ -22,7 +22,7 @@ _OF_PROBABILITIES = ("nll", "ece")
 type Row = dict[str, object]
 
 
-def score_probe(  # noqa: PLR0913 - one probe of one capture
+def score_probe(
     name: str,
     keys: Sequence[ArrayKey],
     predictions: Mapping[ArrayKey, Predicted],

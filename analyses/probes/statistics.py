@@ -143,9 +143,7 @@ class GroupSums:
         return Training(n, count_sk, self.shift_d + offset_d, deviation_d, cross_dsk, scatter_dd)
 
 
-def gather_rows(
-    x_nd: NDArray[np.float64], class_ns: NDArray[np.int64], n_classes: int
-) -> Training:
+def gather_rows(x_nd: NDArray[np.float64], class_ns: NDArray[np.int64], n_classes: int) -> Training:
     """Return the training sums of fewer samples than features, by the products of their rows."""
     n = x_nd.shape[0]
     mean_d, deviation_d = x_nd.mean(axis=0), x_nd.std(axis=0)

@@ -36,7 +36,7 @@ class Weighted:
 
 
 def fit_weighted(stack_lnd: NDArray, class_n: NDArray[np.int64], penalty: float) -> Weighted:
-    """Return the probe Σ softmax(w)_l x_l W + b with the least cross-entropy + ½ penalty · ‖W‖².
+    """Return the probe Σ softmax(w)_l x_l W + b with the least Σ cross-entropy + ½ λ (‖W‖² + ‖w‖²).
 
     Parameters
     ----------
@@ -45,7 +45,8 @@ def fit_weighted(stack_lnd: NDArray, class_n: NDArray[np.int64], penalty: float)
     class_n
         Class numbers 0 … K-1, every class present.
     penalty
-        Weight of the squared weights W; w and b have none.
+        λ, weight of the squares; the intercept b has none. Without it on w the optimum is one layer
+        with all of the weight, which w nears for ever.
 
     Raises
     ------
@@ -68,12 +69,13 @@ def fit_weighted(stack_lnd: NDArray, class_n: NDArray[np.int64], penalty: float)
         weight_dk = point[n_layers:-n_classes].reshape(width, n_classes)
         mixed_nd = (share_l.astype(flat_lf.dtype) @ flat_lf).reshape(n, width)
         log_p_nk = log_softmax(mixed_nd @ weight_dk + point[-n_classes:], axis=1)
-        loss = -(target_nk * log_p_nk).sum() + 0.5 * penalty * np.square(weight_dk).sum()
+        squares = np.square(weight_dk).sum() + np.square(point[:n_layers]).sum()
+        loss = -(target_nk * log_p_nk).sum() + 0.5 * penalty * squares
         residual_nk = np.exp(log_p_nk) - target_nk
         pull_nd = (residual_nk @ weight_dk.T).astype(flat_lf.dtype)
         slope_l = (flat_lf @ pull_nd.ravel()).astype(np.float64)
         parts = [
-            share_l * (slope_l - share_l @ slope_l),
+            share_l * (slope_l - share_l @ slope_l) + penalty * point[:n_layers],
             (mixed_nd.T @ residual_nk + penalty * weight_dk).ravel(),
             residual_nk.sum(axis=0),
         ]
@@ -144,7 +146,7 @@ def _stack(layers: Sequence[NDArray], train: NDArray[np.bool_], *, normalise: bo
 
 
 def count_bytes(n_layers: int, n: int, width: int, itemsize: int, columns: int) -> int:
-    """Return the memory of `predict_weighted`: the layers three times, one layer in float64, L-BFGS.
+    """Return the memory of `predict_weighted`: the layers three times, one in float64, L-BFGS.
 
     Parameters
     ----------

@@ -102,8 +102,9 @@ def test_both_forms_agree_where_either_could_be_taken() -> None:
     """One set of samples, its features repeated: beyond n the products of rows are taken."""
     x, group_n, class_ns = problem(60, 20)
     wide = np.tile(x, (1, 4))
-    narrow_folds, wide_folds = train_folds(x, group_n, class_ns), train_folds(
-        wide, group_n, class_ns
+    narrow_folds, wide_folds = (
+        train_folds(x, group_n, class_ns),
+        train_folds(wide, group_n, class_ns),
     )
     for (test, _, narrow), (_, _, broad) in zip(narrow_folds, wide_folds, strict=True):
         assert narrow.rows_nd is None
