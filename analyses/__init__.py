@@ -25,6 +25,7 @@ from .outputs import write_outputs as write_outputs
 from .probes.code_length import CodeLength as CodeLength
 from .probes.layer_weights import LayerWeights as LayerWeights
 from .probes.probe import Probe as Probe
+from .probes.row_probe import RowProbe as RowProbe
 from .similarity.cka import CKA as CKA
 from .similarity.cka_estimate import linear_cka as linear_cka
 from .spectra.svd import SVD as SVD

@@ -28,6 +28,7 @@ from .pooled import CollectFold, PooledSource
 from .probes.code_length import CodeLength
 from .probes.layer_weights import LayerWeights
 from .probes.probe import Probe
+from .probes.row_probe import RowProbe
 from .selection import Selection, check_captures, select, with_interventions
 from .similarity.cka import CKA
 from .source import Source, interventions_of
@@ -45,6 +46,7 @@ CATALOGUE: dict[str, Analysis] = {
     "alignment": Alignment(),
     "weights": Weights(),
     "gradients": Gradients(),
+    "row_probe": RowProbe(),
     "layer_weights": LayerWeights(),
     "mdl": CodeLength(),
 }
@@ -78,8 +80,8 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
     names
         Names of the catalogue (`cka`, `svd`, …), analyses with other options
         (`Probe(shuffles=20)`), or folds of your own, whose results come under their `name`. None:
-        every analysis that the store can serve within `memory`, but `layer_weights` and `mdl`, which
-        take their time; the others are named in the attribute `skipped`.
+        every analysis that the store can serve within `memory`, but `layer_weights` and `mdl`,
+        which take their time; the others are named in the attribute `skipped`.
     against
         Another store whose captures are compared with this one's by `cka`, as `against:<capture>`.
     captures, sites, layers
@@ -98,11 +100,11 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
     Returns
     -------
     dict
-        Datasets by table name (`cka`, `svd`, `spectrum`, `probe`, `probe_weights`, `mdl`, `lens`,
-        `contribution`, `outputs`, `confusion`, `erasure`, `alignment`, `weights`, `subspaces`,
-        `gradients`), each of one dimension `entry` with the columns as variables. The attributes say seed, memory,
-        passes, bytes read, the store and the choices of the estimator. Captures of interventions
-        appear in `erasure` alone.
+        Datasets by table name (`cka`, `svd`, `spectrum`, `probe`, `probe_weights`, `mdl`,
+        `row_probe`, `lens`, `contribution`, `outputs`, `confusion`, `erasure`, `alignment`,
+        `weights`, `subspaces`, `gradients`), each of one dimension `entry` with the columns as
+        variables. The attributes say seed, memory, passes, bytes read, the store and the choices of
+        the estimator. Captures of interventions appear in `erasure` alone.
 
     Raises
     ------
@@ -179,7 +181,7 @@ def _plan(
     skipped: dict[str, str] = {}
     for analysis in chosen:
         if by_default and not getattr(analysis, "by_default", True):
-            skipped[analysis.name] = "it takes its time, and runs where it is asked for by name"
+            skipped[analysis.name] = "it takes its time and runs where it is asked for by name."
             continue
         try:
             plans[analysis.name] = analysis.plan(selection)

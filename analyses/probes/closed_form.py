@@ -1,4 +1,4 @@
-"""Ridge and linear discriminants of all leave-one-group-out folds and label sets, in closed form."""
+"""Ridge and LDA of all leave-one-group-out folds and label sets, in closed form."""
 
 from __future__ import annotations
 

@@ -47,6 +47,8 @@ class LayerWeights:
 
     c: float = 0.01
     """Inverse weight of the squared weights of the classifier."""
+    layer_penalty: float = 1.0
+    """Weight of the squares of what the softmax is taken of; 0 is what SUPERB minimises."""
     normalise: bool = True
     """Whether each layer is standardised."""
     by: str | None = None
@@ -57,8 +59,8 @@ class LayerWeights:
 
     def plan(self, selection: Selection) -> Plan:
         """Return the pooled arrays of every site with at least two layers."""
-        if self.c <= 0:
-            msg = f"layer_weights needs C > 0, not {self.c}."
+        if self.c <= 0 or self.layer_penalty < 0:
+            msg = f"layer_weights needs C > 0 and a penalty >= 0: {self.c}, {self.layer_penalty}."
             raise AnalysisInputError(msg)
         check_grouping(selection.source, selection.captures, self.by)
         sites: dict[ArrayKey, tuple[ArrayKey, ...]] = {}
@@ -104,7 +106,13 @@ def _conclude(analysis: LayerWeights, sites: Sites, outcome: Outcome) -> dict[st
         reasons = [reason for reason in map(why_unreadable, layers) if reason]
         if reasons:
             return None, nothing, f"{len(reasons)} of {len(layers)} layers: {reasons[0]}"
-        found = predict_weighted(layers, task, 1 / analysis.c, normalise=analysis.normalise)
+        found = predict_weighted(
+            layers,
+            task,
+            1 / analysis.c,
+            normalise=analysis.normalise,
+            layer_penalty=analysis.layer_penalty,
+        )
         return *found, ""
 
     together = count_together(max(_count(keys, selection) for keys in sites.values()), outcome)
@@ -124,7 +132,8 @@ def _conclude(analysis: LayerWeights, sites: Sites, outcome: Outcome) -> dict[st
     scale = "each layer standardised on the training part" if analysis.normalise else "one for all"
     attrs = {
         **describe_probe(Probe(c=analysis.c, by=analysis.by)),
-        "weighted": f"logistic on Σ softmax(w)_l x_l, scale of the layers: {scale}; no control sets",
+        "weighted": f"logistic on Σ softmax(w)_l x_l, penalty of w {analysis.layer_penalty}, "
+        f"scale: {scale}; no control sets",
     }
     spread = {"weight": "mean over folds; low and high: the smallest and largest of them"}
     return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,7 +77,7 @@ def measure_code(
     ends = block_ends(n, n_classes)
     for row, order in enumerate(orders_on):
         bits_os[row] = ends[0] * np.log2(n_classes)
-        for start, stop in zip(ends[:-1], ends[1:], strict=True):
+        for start, stop in pairwise(ends):
             seen, new = order[:start], order[start:stop]
             p_nsk = _predict(x_nd, task.class_ns, n_classes, (seen, new), penalty)
             true_n1s = task.class_ns[new][:, :, None]

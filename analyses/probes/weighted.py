@@ -35,8 +35,10 @@ class Weighted:
         return softmax(mixed_nd @ self.weight_dk + self.intercept_k, axis=1)
 
 
-def fit_weighted(stack_lnd: NDArray, class_n: NDArray[np.int64], penalty: float) -> Weighted:
-    """Return the probe Σ softmax(w)_l x_l W + b with the least Σ cross-entropy + ½ λ (‖W‖² + ‖w‖²).
+def fit_weighted(
+    stack_lnd: NDArray, class_n: NDArray[np.int64], penalty: float, layer_penalty: float = 1.0
+) -> Weighted:
+    """Return the probe Σ softmax(w)_l x_l W + b with the least Σ cross-entropy + ½ λ‖W‖² + ½ μ‖w‖².
 
     Parameters
     ----------
@@ -45,8 +47,10 @@ def fit_weighted(stack_lnd: NDArray, class_n: NDArray[np.int64], penalty: float)
     class_n
         Class numbers 0 … K-1, every class present.
     penalty
-        λ, weight of the squares; the intercept b has none. Without it on w the optimum is one layer
-        with all of the weight, which w nears for ever.
+        λ, weight of the squared weights W; the intercept b has none.
+    layer_penalty
+        μ, weight of the squared w. Without it the optimum is one layer with all of the weight, which
+        w nears for ever; the larger it is, the closer to the plain mean.
 
     Raises
     ------
@@ -69,13 +73,14 @@ def fit_weighted(stack_lnd: NDArray, class_n: NDArray[np.int64], penalty: float)
         weight_dk = point[n_layers:-n_classes].reshape(width, n_classes)
         mixed_nd = (share_l.astype(flat_lf.dtype) @ flat_lf).reshape(n, width)
         log_p_nk = log_softmax(mixed_nd @ weight_dk + point[-n_classes:], axis=1)
-        squares = np.square(weight_dk).sum() + np.square(point[:n_layers]).sum()
-        loss = -(target_nk * log_p_nk).sum() + 0.5 * penalty * squares
+        squares = penalty * np.square(weight_dk).sum()
+        squares += layer_penalty * np.square(point[:n_layers]).sum()
+        loss = -(target_nk * log_p_nk).sum() + 0.5 * squares
         residual_nk = np.exp(log_p_nk) - target_nk
         pull_nd = (residual_nk @ weight_dk.T).astype(flat_lf.dtype)
         slope_l = (flat_lf @ pull_nd.ravel()).astype(np.float64)
         parts = [
-            share_l * (slope_l - share_l @ slope_l) + penalty * point[:n_layers],
+            share_l * (slope_l - share_l @ slope_l) + layer_penalty * point[:n_layers],
             (mixed_nd.T @ residual_nk + penalty * weight_dk).ravel(),
             residual_nk.sum(axis=0),
         ]
@@ -95,7 +100,12 @@ def fit_weighted(stack_lnd: NDArray, class_n: NDArray[np.int64], penalty: float)
 
 
 def predict_weighted(
-    layers: Sequence[NDArray], task: Task, penalty: float, *, normalise: bool
+    layers: Sequence[NDArray],
+    task: Task,
+    penalty: float,
+    *,
+    normalise: bool,
+    layer_penalty: float = 1.0,
 ) -> tuple[Predicted, NDArray[np.float64]]:
     """Return probabilities for groups that were left out, and the weights of every fold.
 
@@ -107,6 +117,8 @@ def predict_weighted(
         Labels and groups of the samples; only the real labels are used.
     penalty
         Of the classifier.
+    layer_penalty
+        Of the weights of the layers.
     normalise
         Whether each layer is standardised with its training part; else all layers are divided by
         one number, and the weights follow the size of the activations as well.
@@ -127,7 +139,7 @@ def predict_weighted(
             continue
         stack_lnd = _stack(layers, ~test, normalise=normalise)
         compact_n = np.searchsorted(present, class_n[~test])
-        model = fit_weighted(stack_lnd[:, ~test], compact_n, penalty)
+        model = fit_weighted(stack_lnd[:, ~test], compact_n, penalty, layer_penalty)
         out[np.ix_(np.flatnonzero(test), [0], present)] = model.predict(stack_lnd[:, test])[:, None]
         weight_gl[group] = model.weight_l
     return Predicted(out, np.full(n_groups, penalty), probabilities=True), weight_gl
