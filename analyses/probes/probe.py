@@ -18,13 +18,10 @@ from ..plan import Outcome, Plan, Table
 from ..selection import Selection, matches
 from . import closed_form
 from .left_out import Predicted, predict_closed_form, predict_logistic
-from .left_out import predict_left_out as predict_left_out
 from .logistic import count_bytes
 from .nested import PENALTIES
 from .scoring import Row, score_probe
-from .task import Task as Task
-from .task import check_grouping, find_grouping
-from .task import make_task as make_task
+from .task import Task, check_grouping, find_grouping, make_task
 
 DEFAULT_SITES = ("embed", "resid_post", "encoder_out", "lora_a", "lora_b")
 """Sites that are probed unless others are asked for."""

@@ -49,8 +49,8 @@ def fit_weighted(
     penalty
         λ, weight of the squared weights W; the intercept b has none.
     layer_penalty
-        μ, weight of the squared w. Without it the optimum is one layer with all of the weight, which
-        w nears for ever; the larger it is, the closer to the plain mean.
+        μ, weight of the squared w. Without it the optimum is one layer with all of the weight,
+        which w nears for ever; the larger it is, the closer to the plain mean.
 
     Raises
     ------
