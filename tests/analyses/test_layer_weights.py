@@ -1,5 +1,7 @@
 """The layer-weighted probe and the online code: gradients, closed forms, invariances."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from scipy import optimize
@@ -94,7 +96,7 @@ def test_a_class_that_was_not_seen_takes_finitely_many_bits() -> None:
     code = measure_code(x, task, in_order, 1.0)
     ends = block_ends(200, 2)
     expected = ends[0] * 1.0
-    for t, stop in zip(ends[:-1], ends[1:], strict=True):  # up to 100 only `a` has been seen
+    for t, stop in pairwise(ends):  # up to 100 only `a` has been seen
         expected += (min(stop, 100) - min(t, 100)) * -np.log2((t + 1) / (t + 2))
         expected += (stop - max(t, 100)) * np.log2(t + 2) if stop > 100 else 0.0
     assert ends[-2] == 100
