@@ -83,7 +83,10 @@ def _conclude(analysis: CodeLength, keys: Sequence[ArrayKey], outcome: Outcome) 
 
     together = count_together(max(_count(analysis, key, selection) for key in keys), outcome)
     found = outcome.runner.map(work, keys, together)
-    rows = [_row(key, *said, tasks[key.capture]) for key, said in zip(keys, found, strict=True)]
+    rows = [
+        _row(key, code, reason, tasks[key.capture])
+        for key, (code, reason) in zip(keys, found, strict=True)
+    ]
     attrs = {
         "classifier": f"multinomial logistic, L2, C = {analysis.c}, standardised on what is seen",
         "codelength": f"bits, mean of {analysis.orders} random orders; sd over them",

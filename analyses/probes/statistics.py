@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import blas, lapack
+from scipy.linalg import get_blas_funcs, get_lapack_funcs
 
 CONSTANT = 1e-13
 """A variance that is so small a part of all groups' variance is what subtraction leaves of 0."""
@@ -160,7 +160,8 @@ def gather_rows(x_nd: NDArray[np.float64], class_ns: NDArray[np.int64], n_classe
 
 def _subtract_square(square_dd: NDArray[np.float64], x_d: NDArray, weight: float) -> None:
     """Take weight · xx' from a symmetric matrix, in place."""
-    blas.dger(-weight, x_d, x_d, a=square_dd.T, overwrite_a=1)
+    ger = get_blas_funcs("ger", (square_dd,))
+    ger(-weight, x_d, x_d, a=square_dd.T, overwrite_a=1)
 
 
 def _solve(square: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -171,9 +172,10 @@ def _solve(square: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[n
     numpy.linalg.LinAlgError
         It is not definite: a penalty far below the rounding of the scatter.
     """
-    factor, failed = lapack.dpotrf(square.T, lower=1, overwrite_a=1, clean=0)
+    potrf, potrs = get_lapack_funcs(("potrf", "potrs"), (square,))
+    factor, failed = potrf(square.T, lower=1, overwrite_a=1, clean=0)
     if failed:
         msg = "the penalised scatter is not positive definite"
         raise np.linalg.LinAlgError(msg)
-    solution, _ = lapack.dpotrs(factor, right, lower=1)
+    solution, _ = potrs(factor, right, lower=1)
     return np.ascontiguousarray(solution)
