@@ -24,9 +24,12 @@ from .lora.alignment import Alignment
 from .lora.weights import Weights
 from .memory import Pass, check_fits, format_bytes, parse_bytes, plan_passes
 from .own import as_analysis
-from .plan import Analysis, Outcome, Plan, Table
+from .plan import Analysis, Outcome, Plan, Table, join_tables
 from .pooled import CollectFold, PooledSource
+from .probes.code_length import CodeLength
+from .probes.layer_weights import LayerWeights
 from .probes.probe import Probe
+from .probes.row_probe import RowProbe
 from .selection import Selection, check_captures, select, with_interventions
 from .similarity.cka import CKA
 from .source import Source, interventions_of
@@ -44,6 +47,9 @@ CATALOGUE: dict[str, Analysis] = {
     "alignment": Alignment(),
     "weights": Weights(),
     "gradients": Gradients(),
+    "row_probe": RowProbe(),
+    "layer_weights": LayerWeights(),
+    "mdl": CodeLength(),
 }
 """Every analysis with its default options."""
 ANALYSES: dict[str, str] = {name: analysis.description for name, analysis in CATALOGUE.items()}
@@ -76,8 +82,8 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
     names
         Names of the catalogue (`cka`, `svd`, …), analyses with other options
         (`Probe(shuffles=20)`), or folds of your own, whose results come under their `name`. None:
-        every analysis that the store can serve within `memory`; the others are named in the
-        attribute `skipped`.
+        every analysis that the store can serve within `memory`, but `layer_weights` and `mdl`,
+        which take their time; the others are named in the attribute `skipped`.
     against
         Another store whose captures are compared with this one's by `cka`, as `against:<capture>`.
     captures, sites, layers
@@ -98,11 +104,11 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
     Returns
     -------
     dict
-        Datasets by table name (`cka`, `svd`, `spectrum`, `probe`, `lens`, `contribution`,
-        `outputs`, `confusion`, `erasure`, `alignment`, `weights`, `subspaces`, `gradients`), each
-        of one dimension `entry` with the columns as variables. The attributes say seed, memory,
-        passes, bytes read, the store and the choices of the estimator. Captures of interventions
-        appear in `erasure` alone.
+        Datasets by table name (`cka`, `svd`, `spectrum`, `probe`, `probe_weights`, `mdl`,
+        `row_probe`, `lens`, `contribution`, `outputs`, `confusion`, `erasure`, `alignment`,
+        `weights`, `subspaces`, `gradients`), each of one dimension `entry` with the columns as
+        variables. The attributes say seed, memory, passes, bytes read, the store and the choices of
+        the estimator. Captures of interventions appear in `erasure` alone.
 
     Raises
     ------
@@ -183,6 +189,9 @@ def _plan(
     skipped: dict[str, str] = {}
     short: MemoryBudgetError | None = None
     for analysis in chosen:
+        if by_default and not getattr(analysis, "by_default", True):
+            skipped[analysis.name] = "it takes its time and runs where it is asked for by name."
+            continue
         try:
             plan = analysis.plan(selection)
             check_fits(plan.folds, selection.source.cost, selection.memory_bytes)
@@ -217,7 +226,8 @@ def _execute(
     for name, plan in plans.items():
         if progress is not None:
             progress(read, read, f"computing {name}")
-        tables |= plan.conclude(outcome)
+        for table, part in plan.conclude(outcome).items():
+            tables[table] = join_tables(tables[table], part) if table in tables else part
     facts = {"passes": len(passes), "slabs": sum(len(one.slabs) for one in passes)}
     return tables, {**facts, "bytes_read": format_bytes(read)}
 

@@ -162,7 +162,7 @@ def _outputs_values(rows: Sequence[_Row]) -> dict[str, Any]:
 
 
 def _probe_values(rows: Sequence[_Row]) -> dict[str, Any]:
-    """Return the best array of each capture: the one with the highest UAR over all folds."""
+    """Return the best array of each capture: highest UAR over all folds, of the logistic probe."""
     names = (
         "site",
         "layer",
@@ -176,7 +176,7 @@ def _probe_values(rows: Sequence[_Row]) -> dict[str, Any]:
     )
     best: dict[str, Any] = {}
     for row in rows:
-        if row["fold"] == "all" and row["uar"] is not None:
+        if row["fold"] == "all" and row["probe"] == "logistic" and row["uar"] is not None:
             held = best.get(row["capture"])
             if held is None or row["uar"] > held["uar"]:
                 best[row["capture"]] = _pick(row, names)
