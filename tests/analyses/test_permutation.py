@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lorascope.analyses import CKA, AnalysisInputError, analyze, to_tables
+from lorascope.analyses import CKA, AnalysisInputError, MemoryBudgetError, analyze, to_tables
 from lorascope.analyses.similarity.gram import map_in_turn
 from lorascope.analyses.similarity.permutation import draw_permutations, pack, permute
 
@@ -155,3 +155,11 @@ def test_they_can_be_left_out_or_asked_for(tmp_path, make_store) -> None:
 def test_other_options_are_refused(options, says) -> None:
     with pytest.raises(AnalysisInputError, match=says):
         CKA(**options)
+
+
+def test_a_table_that_does_not_fit_is_refused_before_the_pass(tmp_path, make_store) -> None:
+    """170 layers: 14,535 pairs, three estimators, 1,300 bytes a row are 54 MiB."""
+    layers = list(np.random.default_rng(6).normal(size=(170, 5, 1, 2)))
+    path = make_store(tmp_path / "a", layers)
+    with pytest.raises(MemoryBudgetError, match="43,605 rows"):
+        analyze(path, [CKA(frames=False)], memory="64MiB")
