@@ -48,8 +48,8 @@ def summarise(
     Returns
     -------
     dict
-        JSON-able, without NaN: `command`, `created`, `seed`, `memory`, `versions`, `store` (name,
-        uuid, content digest), `captures` (what each is), `interventions` (what each changed),
+        JSON-able, without NaN: `command`, `created`, `seed`, `memory`, `variant`, `faults`,
+        `versions`, `store` (name, uuid, content digest), `captures` (what each is), `interventions` (what each changed),
         `skipped` (analysis: reason), `tables`
         (rows and estimator choices of each), `values`.
     """
@@ -63,6 +63,10 @@ def summarise(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": seed,
         "memory": attrs[0].get("memory") if attrs else None,
+        "variant": "paper" if "paper" in results else "corrected",
+        "faults": json.loads(results["paper"].attrs.get("faults", "[]"))
+        if "paper" in results
+        else [],
         "versions": {"python": sys.version.split()[0], **_versions()},
         "store": describe_store(store),
         "captures": {
