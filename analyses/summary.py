@@ -49,9 +49,9 @@ def summarise(
     -------
     dict
         JSON-able, without NaN: `command`, `created`, `seed`, `memory`, `variant`, `faults`,
-        `versions`, `store` (name, uuid, content digest), `captures` (what each is), `interventions` (what each changed),
-        `skipped` (analysis: reason), `tables`
-        (rows and estimator choices of each), `values`.
+        `versions`, `store` (name, uuid, content digest), `captures` (what each is),
+        `interventions` (what each changed), `skipped` (analysis: reason), `tables` (rows and
+        estimator choices of each), `values`.
     """
     attrs = [dataset.attrs for dataset in results.values()]
     changed = interventions_of(store)

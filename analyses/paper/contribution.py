@@ -110,7 +110,7 @@ def plan_contribution(selection: Selection) -> Part:
         return Part(missing="contribution: `record.sites: [embed, resid_post, attn_out, mlp_out]`")
     lacking = {fold.frames.lacking(padded=True) for fold in folds} - {""}
     notes = tuple(f"contribution, fault padding: {why}" for why in sorted(lacking))
-    return Part(tuple(folds), partial(_quantities, folds), notes=notes)
+    return Part(tuple(folds), quantities=partial(_quantities, folds), notes=notes)
 
 
 def _layers(selection: Selection, view: View) -> list[tuple[tuple[ArrayKey, ...], Frames]]:

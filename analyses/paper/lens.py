@@ -99,7 +99,7 @@ def plan_lens(selection: Selection) -> Part:
     lacking = {layer.frames.lacking(padded=True) for layer in layers} - {""}
     notes = tuple(f"lens, fault no-final-norm: {why}" for why in sorted(lacking))
     pooled = tuple(layer.normed for layer in layers)
-    return Part(folds, partial(_quantities, layers), notes=notes, pooled=pooled)
+    return Part(folds, pooled, partial(_quantities, layers), notes=notes)
 
 
 def _layers(selection: Selection, view: View) -> list[_Layer]:

@@ -116,7 +116,9 @@ def plan_similarity(selection: Selection) -> Part:
         folds[key] = ItemMeansFold(key, tuple(items.tolist()), view.info(key).width, frames)
     lacking = {fold.frames.lacking(padded=True) for fold in folds.values()} - {""}
     notes = tuple(f"cka, faults padding and flattened: {why}" for why in sorted(lacking))
-    return Part(tuple(folds.values()), partial(_quantities, pairs, folds, items), notes=notes)
+    return Part(
+        tuple(folds.values()), quantities=partial(_quantities, pairs, folds, items), notes=notes
+    )
 
 
 def choose_items(views: Sequence[View]) -> NDArray[np.int64]:

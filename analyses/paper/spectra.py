@@ -89,7 +89,7 @@ def plan_spectra(selection: Selection) -> Part:
     folds = [fold for one in arrays.values() for fold in (one.every, one.audio) if fold is not None]
     lacking = {one.frames.lacking(padded=True) for one in arrays.values()} - {""}
     notes = tuple(f"svd, fault padding: {why}" for why in sorted(lacking))
-    return Part(tuple(dict.fromkeys(folds)), partial(_quantities, arrays), notes=notes)
+    return Part(tuple(dict.fromkeys(folds)), quantities=partial(_quantities, arrays), notes=notes)
 
 
 def _plan_array(selection: Selection, view: View, key: ArrayKey) -> _Array:
