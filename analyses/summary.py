@@ -156,6 +156,7 @@ def collect_values(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
             columns=("norm_mean", "within_class_cosine", "between_class_cosine"),
         ),
     }
+    makers["paper"] = _paper_values
     rows = {name: tables[name].to_dict("records") for name in makers if name in tables}
     return {name: makers[name](_plain(records)) for name, records in rows.items()}
 
@@ -242,6 +243,21 @@ def _erasure_values(rows: Sequence[_Row]) -> dict[str, Any]:
     for row in rows:
         found.setdefault(row["capture"], {})[row["intervention"]] = _pick(row, columns)
     return found
+
+
+def _paper_values(rows: Sequence[_Row]) -> dict[str, Any]:
+    """Return the mean of every quantity, corrected and under each fault, where both are known."""
+    groups: dict[str, dict[str, list[_Row]]] = {}
+    for row in rows:
+        if row["value"] is not None and row["corrected"] is not None:
+            groups.setdefault(row["quantity"], {}).setdefault(row["fault"], []).append(row)
+    return {
+        quantity: {
+            fault: {name: _mean([row[name] for row in part]) for name in ("value", "corrected")}
+            for fault, part in faults.items()
+        }
+        for quantity, faults in groups.items()
+    }
 
 
 def _pick(row: _Row, names: Sequence[str]) -> _Row:

@@ -108,10 +108,17 @@ def _u_centre(k_nn: NDArray) -> NDArray:
 def cka(k_nn: NDArray, l_nn: NDArray, *, biased: bool) -> float:
     """Return CKA of two kernel matrices, not clamped; NaN where a self-HSIC is not above 0."""
     hsic = hsic_biased if biased else hsic_debiased
+    if _is_flat(k_nn) or _is_flat(l_nn):
+        return float("nan")
     own = hsic(k_nn, k_nn), hsic(l_nn, l_nn)
     if not (own[0] > 0 and own[1] > 0):
         return float("nan")
     return hsic(k_nn, l_nn) / float(np.sqrt(own[0] * own[1]))
+
+
+def _is_flat(k_nn: NDArray) -> bool:
+    """Return whether all samples are alike to a kernel: what centring leaves is rounding."""
+    return bool((k_nn == k_nn[0, 0]).all())
 
 
 def permuted_cka(k_nn: NDArray, l_nn: NDArray, *, biased: bool, draws: int, seed: int) -> float:

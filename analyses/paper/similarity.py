@@ -298,5 +298,4 @@ def _sides(pair: _Pair, faults: frozenset[str]) -> tuple[ArrayKey, ArrayKey, str
         kind = "untrained" if pair.trained else "trained"
         return key, key, f"no capture with the {kind} adapter in the store"
     other = ArrayKey(pair.partner.name, key.site, key.layer)
-    # the trained adapter first, as in the published call
-    return (key, other, "") if pair.trained else (other, key, "")
+    return key, other, ""

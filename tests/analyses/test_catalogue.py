@@ -27,7 +27,7 @@ def test_the_catalogue_describes_every_analysis() -> None:
 def test_none_means_everything(study) -> None:
     results = analyze(open_store(study.path))
     # this store has no interventions, no matrices of its adapters and no gradients
-    assert set(results) == set(COLUMNS) - {"erasure", "weights", "subspaces", "gradients"}
+    assert set(results) == set(COLUMNS) - {"erasure", "weights", "subspaces", "gradients", "paper"}
     for name, dataset in results.items():
         assert set(dataset.sizes) == {"entry"}
         assert list(dataset.data_vars)[: len(COLUMNS[name])] == list(COLUMNS[name])
