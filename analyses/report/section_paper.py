@@ -55,7 +55,7 @@ def paper_section(table: pd.DataFrame, study: Study) -> Section:
     return Section(
         key="paper",
         title="What the published code changes",
-        question="What does each fault of the published code of arXiv 2509.08454 do to the numbers?",
+        question="What does each fault of the published code (arXiv 2509.08454) do to the numbers?",
         findings=findings,
         headline=findings[:1],
         figures=[group for group in groups if group is not None],
