@@ -167,7 +167,7 @@ def _outputs_values(rows: Sequence[_Row]) -> dict[str, Any]:
 
 
 def _probe_values(rows: Sequence[_Row]) -> dict[str, Any]:
-    """Return the best array of each capture: the one with the highest UAR over all folds."""
+    """Return the best array of each capture: highest UAR over all folds, of the logistic probe."""
     names = (
         "site",
         "layer",
@@ -181,7 +181,7 @@ def _probe_values(rows: Sequence[_Row]) -> dict[str, Any]:
     )
     best: dict[str, Any] = {}
     for row in rows:
-        if row["fold"] == "all" and row["uar"] is not None:
+        if row["fold"] == "all" and row["probe"] == "logistic" and row["uar"] is not None:
             held = best.get(row["capture"])
             if held is None or row["uar"] > held["uar"]:
                 best[row["capture"]] = _pick(row, names)
@@ -220,8 +220,10 @@ def _mean_values(
 def _cka_values(rows: Sequence[_Row]) -> dict[str, Any]:
     """Return the mean CKA over layers of the same site and layer in two captures.
 
-    From pairs of different groups where there are enough of them, else debiased.
+    From pairs of different groups where there are enough of them, else debiased; pooled, linear.
     """
+    plain = {"granularity": "pooled", "kernel": "linear"}
+    rows = [row for row in rows if all(row[name] == want for name, want in plain.items())]
     known = {row["estimator"] for row in rows if row["value"] is not None}
     estimator = "between_groups" if "between_groups" in known else "debiased"
     groups: dict[str, dict[str, list[float | None]]] = {}

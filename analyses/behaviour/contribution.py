@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ..backend import to_host
 from ..errors import MissingSitesError
 from ..fold import ArrayKey, Block, Piece
 from ..plan import Outcome, Plan, Table, describe_exposure, mask_of
@@ -57,8 +56,6 @@ class ContributionFold:
     """Factor of the adapter's output (alpha / r); 1 where it plays no part."""
     n_samples: int
     width: int
-    device: str = "cpu"
-    """Where norms and products of frames are computed."""
 
     @property
     def needs(self) -> tuple[ArrayKey, ...]:
@@ -120,10 +117,10 @@ class ContributionFold:
         parts = [piece.values[tile].astype(np.float64) for piece in pieces]
         if self.components == ("lora",):
             base_nd, added_nd = parts
-            return to_host(compare_rows(self.scaling * added_nd, base_nd)[:, None])
+            return np.stack([compare_rows(self.scaling * added_nd, base_nd)], axis=1)
         h_nd, a_nd, m_nd = parts
         pairs = ((a_nd, h_nd), (m_nd, h_nd + a_nd), (a_nd + m_nd, h_nd))
-        return to_host(np.stack([compare_rows(added, base) for added, base in pairs], axis=1))
+        return np.stack([compare_rows(added, base) for added, base in pairs], axis=1)
 
 
 def compare_rows(
@@ -199,7 +196,7 @@ def _layer_folds(view: View, selection: Selection) -> list[ContributionFold]:
         if selection.wants_layer(layer) and all(_holds(view, key) for key in keys):
             parts = ("attention", "mlp", "layer")
             size = view.samples.size, view.info(keys[0]).width
-            folds.append(ContributionFold(parts, keys, 1.0, *size, selection.device))
+            folds.append(ContributionFold(parts, keys, 1.0, *size))
     return folds
 
 
@@ -220,7 +217,7 @@ def _lora_folds(
             if _holds(view, keys[0]) and scaling is not None:
                 size = view.samples.size, info.width
                 part = ("lora",)
-                folds.append(ContributionFold(part, keys, float(scaling), *size, selection.device))
+                folds.append(ContributionFold(part, keys, float(scaling), *size))
                 continue
             what = (
                 f"{base} was not recorded"

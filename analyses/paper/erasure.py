@@ -72,7 +72,9 @@ def _evaluate(view: View, outcome: Outcome, faults: frozenset[str]) -> Value:
     before, after = (
         selection.source.read_output(one.name, "logits", samples) for one in (base, view)
     )
-    true_n = np.asarray([labels.index(str(label)) for label in base.label_n[samples]])
+    true_n = np.asarray(
+        [labels.index(str(label)) for label in base.label_n[samples]], dtype=np.int64
+    )
     if not (np.isfinite(before).all() and np.isfinite(after).all()):
         return Value(NAN, samples.size, "none", "NaN or infinite logits")
     if before.shape != after.shape or before.shape[1] != len(labels):

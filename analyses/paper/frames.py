@@ -81,8 +81,3 @@ def _recorded(view: View, site: str) -> str:
         if matches(own, str(name)) and isinstance(options, Mapping) and options.get("frames"):
             return str(options["frames"])
     return str(record.get("frames") or "valid")
-
-
-def config_hint(*lines: str) -> str:
-    """Return what to write into a configuration."""
-    return "record: {" + ", ".join(lines) + "}"

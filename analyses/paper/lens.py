@@ -186,4 +186,4 @@ def mean_divergence(final_nk: NDArray, layer_nk: NDArray, faults: frozenset[str]
 def _softmax32(logits_nk: NDArray) -> NDArray[np.float32]:
     x_nk = np.asarray(logits_nk, dtype=np.float32)
     e_nk = np.exp(x_nk - x_nk.max(axis=1, keepdims=True))
-    return e_nk / e_nk.sum(axis=1, keepdims=True)
+    return (e_nk / e_nk.sum(axis=1, keepdims=True)).astype(np.float32)

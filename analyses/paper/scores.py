@@ -41,7 +41,9 @@ def _evaluate(view: View, outcome: Outcome, name: str, faults: frozenset[str]) -
     logits = outcome.selection.source.read_output(view.name, "logits", samples)
     if not np.isfinite(logits).all():
         return Value(NAN, samples.size, "none", "NaN or infinite logits")
-    true_n = np.asarray([labels.index(str(label)) for label in view.label_n[samples]])
+    true_n = np.asarray(
+        [labels.index(str(label)) for label in view.label_n[samples]], dtype=np.int64
+    )
     confusions = [
         count_confusion(
             true_n[mine], logits[mine].argmax(axis=1), max(len(labels), logits.shape[1])

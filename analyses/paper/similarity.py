@@ -297,5 +297,4 @@ def _sides(pair: _Pair, faults: frozenset[str]) -> tuple[ArrayKey, ArrayKey, str
     if pair.partner is None:
         kind = "untrained" if pair.trained else "trained"
         return key, key, f"no capture with the {kind} adapter in the store"
-    other = ArrayKey(pair.partner.name, key.site, key.layer)
-    return key, other, ""
+    return key, ArrayKey(pair.partner.name, key.site, key.layer), ""

@@ -110,7 +110,7 @@ def make_sections(
     table = defaultdict(pd.DataFrame, tables)
     sections = [
         outputs_section(table["outputs"], table["confusion"], study),
-        probe_section(table["probe"], study),
+        probe_section(table["probe"], study, table),
         cka_section(table["cka"], study),
         alignment_section(table["alignment"], study),
         svd_section(table["svd"], table["spectrum"], study),
