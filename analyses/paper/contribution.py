@@ -14,7 +14,7 @@ from ..fold import ArrayKey, Block, Piece
 from ..plan import Outcome, describe_exposure
 from ..selection import Selection, layers_of
 from ..source import View
-from .frames import Frames, frames_of
+from .frames import Frames, frames_of, note_padding
 from .quantity import NAN, Part, Place, Quantity, Value
 
 COMPONENTS = ("attention", "mlp", "layer")
@@ -108,8 +108,7 @@ def plan_contribution(selection: Selection) -> Part:
     ]
     if not folds:
         return Part(missing="contribution: `record.sites: [embed, resid_post, attn_out, mlp_out]`")
-    lacking = {fold.frames.lacking(padded=True) for fold in folds} - {""}
-    notes = tuple(f"contribution, fault padding: {why}" for why in sorted(lacking))
+    notes = note_padding("contribution: fault padding", (fold.frames for fold in folds))
     return Part(tuple(folds), quantities=partial(_quantities, folds), notes=notes)
 
 

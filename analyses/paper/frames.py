@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -81,3 +81,12 @@ def _recorded(view: View, site: str) -> str:
         if matches(own, str(name)) and isinstance(options, Mapping) and options.get("frames"):
             return str(options["frames"])
     return str(record.get("frames") or "valid")
+
+
+def note_padding(faults: str, frames: Iterable[Frames]) -> tuple[str, ...]:
+    """Return one note for all sites whose padding was not recorded; none where it was."""
+    masks = sorted({one.mask for one in frames if not one.has_padding})
+    if not masks:
+        return ()
+    recorded = ", ".join(f"`frames: {mask}`" for mask in masks)
+    return (f"{faults} need rows of `record.frames: all`; recorded are {recorded}.",)

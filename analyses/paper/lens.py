@@ -16,7 +16,7 @@ from ..pooled import mean_rows
 from ..selection import Selection
 from ..source import View
 from ..statistics.divergence import kl_divergence, to_log_probabilities
-from .frames import Frames, frames_of
+from .frames import Frames, frames_of, note_padding
 from .quantity import NAN, Part, Place, Quantity, Value
 
 FAULTS = {"kl": ("no-final-norm", "kl-direction", "softmax-log"), "overlap": ("no-final-norm",)}
@@ -96,8 +96,7 @@ def plan_lens(selection: Selection) -> Part:
         missing = f"lens: `record.sites: [resid_post]`, `record.pool: [{POOL}]`, with a head"
         return Part(missing=missing)
     folds = tuple(layer.raw for layer in layers if layer.raw is not None)
-    lacking = {layer.frames.lacking(padded=True) for layer in layers} - {""}
-    notes = tuple(f"lens, fault no-final-norm: {why}" for why in sorted(lacking))
+    notes = note_padding("lens: fault no-final-norm", (layer.frames for layer in layers))
     pooled = tuple(layer.normed for layer in layers)
     return Part(folds, pooled, partial(_quantities, layers), notes=notes)
 

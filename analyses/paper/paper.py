@@ -105,7 +105,7 @@ class Paper:
             )
             raise MissingSitesError(msg)
         missing = {name: part.missing for name, part in parts.items() if part.missing}
-        notes = [f"paper has no {name}; record {what}" for name, what in missing.items()]
+        notes = [f"not in paper, record it: {what}" for what in missing.values()]
         notes += [note for part in parts.values() for note in part.notes]
         return Plan(
             partial(_conclude, self, parts, missing),

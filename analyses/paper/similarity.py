@@ -15,7 +15,7 @@ from ..plan import Outcome, describe_exposure, most_exposed
 from ..selection import Selection, matches
 from ..source import View
 from .captures import baseline_of, has_adapter, is_trained_adapter
-from .frames import Frames, frames_of
+from .frames import Frames, frames_of, note_padding
 from .grams import cka, flattened_gram, permuted_cka, rbf_kernel
 from .quantity import NAN, Part, Place, Quantity, Value
 
@@ -114,8 +114,7 @@ def plan_similarity(selection: Selection) -> Part:
         view = known[key.capture]
         frames = frames_of(selection, view, key.site)
         folds[key] = ItemMeansFold(key, tuple(items.tolist()), view.info(key).width, frames)
-    lacking = {fold.frames.lacking(padded=True) for fold in folds.values()} - {""}
-    notes = tuple(f"cka, faults padding and flattened: {why}" for why in sorted(lacking))
+    notes = note_padding("cka: faults padding, flattened", (fold.frames for fold in folds.values()))
     return Part(
         tuple(folds.values()), quantities=partial(_quantities, pairs, folds, items), notes=notes
     )

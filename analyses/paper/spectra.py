@@ -15,7 +15,7 @@ from ..spectra.scatter import Scatter, add_rows
 from ..spectra.spectrum import describe_spectrum
 from ..spectra.svd import ScatterFold, Spectra, make_scatter_fold
 from .captures import baseline_of, is_trained_adapter
-from .frames import Frames, frames_of
+from .frames import Frames, frames_of, note_padding
 from .quantity import NAN, Part, Place, Quantity, Value
 
 SITES = ("lora_a", "lora_b", "grad.lora_a", "grad.lora_b")
@@ -87,8 +87,7 @@ def plan_spectra(selection: Selection) -> Part:
     if not arrays:
         return Part(missing="svd: `record.sites: [lora_a, lora_b]`, `record.gradients` likewise")
     folds = [fold for one in arrays.values() for fold in (one.every, one.audio) if fold is not None]
-    lacking = {one.frames.lacking(padded=True) for one in arrays.values()} - {""}
-    notes = tuple(f"svd, fault padding: {why}" for why in sorted(lacking))
+    notes = note_padding("svd: fault padding", (one.frames for one in arrays.values()))
     return Part(tuple(dict.fromkeys(folds)), quantities=partial(_quantities, arrays), notes=notes)
 
 

@@ -233,7 +233,7 @@ def test_lens_without_the_norm_reads_the_mean_of_all_rows(table, rows, one, stor
     x = np.stack([r.mean(0) for r in rows["lora", "resid_post", 0]])
     x = x @ head["head.projector.weight"].T + head["head.projector.bias"]
     logits = x @ head["head.classifier.weight"].T + head["head.classifier.bias"]
-    final = np.asarray(capture.read_output("logits"))
+    final = np.array(capture.read_output("logits"), np.float64)
     unseen = np.asarray([i % 4 != 0 for i in range(N)])
     expected = mean_divergence(final[unseen], logits[unseen], frozenset())
     row = one(table, quantity="lens_kl", capture="lora", layer=0, fault="no-final-norm")
@@ -251,9 +251,9 @@ def test_scores(table, store, one) -> None:
     where = {"capture": "lora"}
     value = one(table, quantity="score", fault="accuracy", **where)["value"]
     assert value == pytest.approx(hit[~seen].mean())
-    uar = np.mean([hit[~seen & (true == c)].mean() for c in (0, 1)])
+    uar = np.mean([np.mean(hit[~seen & (true == c)]) for c in (0, 1)])
     assert one(table, quantity="score", fault="none", **where)["value"] == pytest.approx(uar)
-    each = [hit[speaker == s].mean() for s in (1, 2, 3)]
+    each = [float(np.mean(hit[speaker == s])) for s in (1, 2, 3)]
     value = one(table, quantity="score_std", fault="all", **where)["value"]
     assert value == pytest.approx(np.std(each, ddof=0))
 
@@ -274,8 +274,8 @@ def test_what_was_not_recorded_is_said_before_and_in_the_rows(tmp_path, one) -> 
     path = _write(tmp_path / "valid.zarr", frames="valid")
     notes: list[str] = []
     found = to_tables(analyze(path, variant="paper", notify=notes.append, workers=1))["paper"]
-    assert any("svd, fault padding" in note and "frames: all" in note for note in notes)
-    assert any("paper has no erasure; record" in note for note in notes)
+    assert any("svd: fault padding" in note and "frames: all" in note for note in notes)
+    assert any("not in paper, record it: erasure" in note for note in notes)
     padding = found[found["fault"].isin(["padding", "flattened", "no-final-norm"])]
     known = padding["reason"].str.contains("frames: all|B = 0", regex=True)
     assert padding["value"].isna().all()
