@@ -234,7 +234,7 @@ def test_lens_without_the_norm_reads_the_mean_of_all_rows(table, rows, one, stor
     x = x @ head["head.projector.weight"].T + head["head.projector.bias"]
     logits = x @ head["head.classifier.weight"].T + head["head.classifier.bias"]
     final = np.array(capture.read_output("logits"), np.float64)
-    unseen = np.asarray([i % 4 != 0 for i in range(N)])
+    unseen = np.arange(N) % 4 != 0
     expected = mean_divergence(final[unseen], logits[unseen], frozenset())
     row = one(table, quantity="lens_kl", capture="lora", layer=0, fault="no-final-norm")
     assert row["value"] == pytest.approx(expected, rel=1e-12)
