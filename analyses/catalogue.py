@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from .lora.alignment import Alignment
 from .lora.weights import Weights
 from .memory import Pass, check_fits, format_bytes, parse_bytes, plan_passes
 from .own import as_analysis
+from .paper.paper import Paper
 from .plan import Analysis, Outcome, Plan, Table, join_tables
 from .pooled import CollectFold, PooledSource
 from .probes.code_length import CodeLength
@@ -70,8 +71,11 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
     workers: int | None = None,
     scheduler: str | None = None,
     device: str = "cpu",
+    variant: str = "corrected",
+    faults: Sequence[str] = (),
     seed: int = 0,
     progress: Progress | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> dict[str, xr.Dataset]:
     """Return the tables of the analyses of a store, all computed in one pass where they fit.
 
@@ -96,10 +100,17 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
         Address of a dask.distributed scheduler; None: threads.
     device
         Where products of arrays are computed: `cpu`, or `cuda` (needs cupy).
+    variant
+        `paper` adds the table `paper`: the published quantities of arXiv 2509.08454, of the
+        analyses in `names` alone where some are named, beside the corrected ones.
+    faults
+        Faults of the published code that are shown one by one; none means all (docs/paper.md).
     seed
         Of everything drawn: frames, control shuffles, bootstrap.
     progress
         Called as `progress(done_bytes, total_bytes, text)`.
+    notify
+        Called with each note, before anything is read: what the store lacks for some values.
 
     Returns
     -------
@@ -125,7 +136,7 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
     Tables agree for any memory and worker count up to the order of float64 sums, and of float32
     products in the spectra (1e-6 relative).
     """
-    chosen = choose(names)
+    chosen = choose_variant(names, variant, faults)
     memory_bytes = parse_bytes(memory)
     store = store if isinstance(store, Store) else open_store(store)
     against = against if against is None or isinstance(against, Store) else open_store(against)
@@ -142,7 +153,11 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
             workers=runner.workers,
             device=device,
         )
-        plans, skipped = _plan(chosen, selection, by_default=names is None)
+        by_default = names is None and variant == "corrected"
+        plans, skipped = _plan(chosen, selection, by_default=by_default)
+        for note in (note for plan in plans.values() for note in plan.notes):
+            if notify is not None:
+                notify(note)
         tables, facts = _execute(plans, selection, runner, progress)
     attrs = {
         "store_uuid": store.uuid,
@@ -179,6 +194,22 @@ def choose(names: Sequence[str | Analysis | Fold[Any, Any]] | None) -> list[Anal
             msg = f"no analysis {name!r}.{hint} There are: {', '.join(CATALOGUE)}."
             raise AnalysisInputError(msg)
     return list(chosen.values())
+
+
+def choose_variant(
+    names: Sequence[str | Analysis | Fold[Any, Any]] | None, variant: str, faults: Sequence[str]
+) -> list[Analysis]:
+    """Return the analyses of a variant: those named, for `paper` with its own before them."""
+    if variant == "corrected" and not faults:
+        return choose(names)
+    if variant == "corrected":
+        msg = f"faults ({', '.join(faults)}) are those of the variant `paper`: ask for it."
+        raise AnalysisInputError(msg)
+    if variant != "paper":
+        msg = f"no variant {variant!r}. There are: corrected, paper."
+        raise AnalysisInputError(msg)
+    named = [] if names is None else choose(names)
+    return [Paper.of([one.name for one in named] or None, faults), *named]
 
 
 def _plan(

@@ -52,6 +52,8 @@ class Plan:
     folds: tuple[Fold[Any, Any], ...] = ()
     pooled: tuple[ArrayKey, ...] = ()
     """Pooled arrays that it reads."""
+    notes: tuple[str, ...] = ()
+    """What the reader should know before the store is read: what it lacks for some of it."""
 
 
 class Analysis(Protocol):

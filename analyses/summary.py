@@ -48,10 +48,10 @@ def summarise(
     Returns
     -------
     dict
-        JSON-able, without NaN: `command`, `created`, `seed`, `memory`, `versions`, `store` (name,
-        uuid, content digest), `captures` (what each is), `interventions` (what each changed),
-        `skipped` (analysis: reason), `tables`
-        (rows and estimator choices of each), `values`.
+        JSON-able, without NaN: `command`, `created`, `seed`, `memory`, `variant`, `faults`,
+        `versions`, `store` (name, uuid, content digest), `captures` (what each is),
+        `interventions` (what each changed), `skipped` (analysis: reason), `tables` (rows and
+        estimator choices of each), `values`.
     """
     attrs = [dataset.attrs for dataset in results.values()]
     changed = interventions_of(store)
@@ -63,6 +63,10 @@ def summarise(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": seed,
         "memory": attrs[0].get("memory") if attrs else None,
+        "variant": "paper" if "paper" in results else "corrected",
+        "faults": json.loads(results["paper"].attrs.get("faults", "[]"))
+        if "paper" in results
+        else [],
         "versions": {"python": sys.version.split()[0], **_versions()},
         "store": describe_store(store),
         "captures": {
@@ -152,6 +156,7 @@ def collect_values(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
             columns=("norm_mean", "within_class_cosine", "between_class_cosine"),
         ),
     }
+    makers["paper"] = _paper_values
     rows = {name: tables[name].to_dict("records") for name in makers if name in tables}
     return {name: makers[name](_plain(records)) for name, records in rows.items()}
 
@@ -240,6 +245,21 @@ def _erasure_values(rows: Sequence[_Row]) -> dict[str, Any]:
     for row in rows:
         found.setdefault(row["capture"], {})[row["intervention"]] = _pick(row, columns)
     return found
+
+
+def _paper_values(rows: Sequence[_Row]) -> dict[str, Any]:
+    """Return the mean of every quantity, corrected and under each fault, where both are known."""
+    groups: dict[str, dict[str, list[_Row]]] = {}
+    for row in rows:
+        if row["value"] is not None and row["corrected"] is not None:
+            groups.setdefault(row["quantity"], {}).setdefault(row["fault"], []).append(row)
+    return {
+        quantity: {
+            fault: {name: _mean([row[name] for row in part]) for name in ("value", "corrected")}
+            for fault, part in faults.items()
+        }
+        for quantity, faults in groups.items()
+    }
 
 
 def _pick(row: _Row, names: Sequence[str]) -> _Row:

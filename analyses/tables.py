@@ -114,12 +114,17 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         *("between_class_cosine_low", "between_class_cosine_high", "noise_scale"),
         *("noise_scale_low", "noise_scale_high", *_END),
     ),
+    "paper": (
+        *("part", "quantity", "capture", "site", "layer", "capture_b", "site_b", "fault"),
+        *("value", "corrected", "difference", "ratio", "permuted", *_END),
+    ),
 }
 """Columns of each table in their order; a table may have more after them."""
 _TEXT = {
     *("capture", "site", "capture_a", "site_a", "capture_b", "site_b", "granularity", "kernel"),
     *("estimator", "mask", "probe", "split", "fold", "component", "label", "predicted"),
     *("intervention", "change", "module", "direction", "matrix", "rows", "exposed", "reason"),
+    *("part", "quantity", "fault"),
 }
 _WHOLE = {"layer", "layer_a", "layer_b", "n", "index", "count", "directions"}
 _LAYERS = ("layer", "layer_a", "layer_b")

@@ -23,6 +23,7 @@ from .section_erasure import erasure_section
 from .section_gradients import gradients_section
 from .section_lens import lens_section
 from .section_outputs import outputs_section
+from .section_paper import paper_section
 from .section_probe import probe_section
 from .section_svd import svd_section
 from .section_weights import weights_section
@@ -119,6 +120,9 @@ def make_sections(
         weights_section(table["weights"], table["subspaces"], study),
         gradients_section(table["gradients"], study),
     ]
+    if "paper" in tables:  # a variant that few ask for: its absence needs no word
+        asked = [section for section in sections if section.key in tables]
+        sections = [paper_section(table["paper"], study), *asked]
     for section in sections:
         if section.key not in tables or tables[section.key].empty:
             reason = reasons.get(section.key, "this analysis was not part of the run.")
