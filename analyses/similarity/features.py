@@ -67,7 +67,7 @@ def sum_features(
         x, y = arrays[pair[0]], arrays[pair[1]]
         whole = x.T @ y
         if len(runs) == 1:
-            return np.full((2, 1), np.vdot(whole, whole))
+            return np.full((2, 1), float(np.vdot(whole, whole)))
         sums_2g = np.empty((2, len(runs)))
         for g, run in enumerate(runs):
             part = x[run].T @ y[run]

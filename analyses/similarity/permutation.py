@@ -61,7 +61,7 @@ class _Work:
     rows_m: NDArray[np.int32]
     columns_m: NDArray[np.int32]
     place_nn: NDArray[np.int32]
-    least_ll: NDArray[np.float32]
+    least_ll: NDArray[np.floating]
     """What counts as at least as large as observed."""
 
     def count(self, orders_bn: NDArray[np.int32]) -> NDArray[np.int64]:

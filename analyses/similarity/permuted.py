@@ -96,7 +96,7 @@ def permuted_p(
             pack(u_nn, u_ml[:, a])
     p_ll = permute(u_ml, orders_bn, mapper=runner.map, workers=runner.workers)
     bad = np.asarray([bool(fault) for fault in faults])
-    return np.where(bad[:, None] | bad, nothing, p_ll)
+    return np.where(np.logical_or.outer(bad, bad), nothing, p_ll)
 
 
 def _u_centre(

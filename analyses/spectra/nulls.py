@@ -93,7 +93,9 @@ def shuffled_edge(variance_d: NDArray[np.float64], n: int) -> float:
 
     low, high = 1 + 1 / np.sqrt(n), 1 + np.sqrt(np.square(d).sum() / n)
     # at `low` the largest column alone makes the slope 0 or less, at `high` all of them less than 1
-    x = low if slope(low) >= 0 else high if slope(high) <= 0 else optimize.brentq(slope, low, high)
+    x = low if slope(low) >= 0 else high
+    if slope(low) < 0 < slope(high):
+        x = float(optimize.root_scalar(slope, bracket=(low, high)).root)
     return largest * float(x + (d + d**2 / (x - d)).sum() / n)
 
 

@@ -80,7 +80,7 @@ def test_control_sets_are_shrunk_like_the_real_labels() -> None:
     z_all = (x - x[~test].mean(axis=0)) / x[~test].std(axis=0)
     z, y, n = z_all[~test], class_ns[~test], (~test).sum()
 
-    def within(s: int) -> np.ndarray:
+    def within(s: int) -> tuple[np.ndarray, np.ndarray]:
         means = np.stack([z[y[:, s] == k].mean(axis=0) for k in range(3)])
         return (z - means[y[:, s]]).T @ (z - means[y[:, s]]) / n, means
 

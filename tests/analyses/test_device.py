@@ -1,5 +1,6 @@
 """`--device cuda`: the same numbers; checked without hardware too, by arrays that refuse to mix."""
 
+import importlib
 import importlib.util
 import sys
 from types import SimpleNamespace
@@ -21,8 +22,7 @@ SHARED = ["cka", "svd", "alignment", "contribution"]
 def cupy_sees_a_device() -> bool:
     if importlib.util.find_spec("cupy") is None:
         return False
-    import cupy
-
+    cupy = importlib.import_module("cupy")
     try:
         return cupy.cuda.runtime.getDeviceCount() > 0
     except cupy.cuda.runtime.CUDARuntimeError:

@@ -17,13 +17,13 @@ def peers() -> SimpleNamespace:
     dcor compiles functions that no test here calls, for half of the time: they stay Python.
     """
     import cka
-    import numba
     import rsatoolbox
+    from numba.core import config
 
-    before, numba.config.DISABLE_JIT = numba.config.DISABLE_JIT, 1
+    before, config.DISABLE_JIT = config.DISABLE_JIT, 1
     import dcor
 
-    numba.config.DISABLE_JIT = before
+    config.DISABLE_JIT = before
     import torch
     from sklearn.metrics import pairwise
 

@@ -30,7 +30,9 @@ def write(path, *, column=None, exposed=False):
             out = exposed and i < 3
             values = {"resid_post": x, "phone": phone[:, None]}
             writer.append(f"u{i}", values, groups={"speaker": f"s{i // 3}"}, exposed=out)
-            rows.append(x), phones.append(phone), speakers.append(np.full(n, i // 3))
+            rows.append(x)
+            phones.append(phone)
+            speakers.append(np.full(n, i // 3))
     return np.concatenate(rows, axis=1), np.concatenate(phones), np.concatenate(speakers)
 
 
