@@ -15,6 +15,7 @@ from .behaviour.contribution import Contribution
 from .behaviour.erasure import Erasure
 from .behaviour.lens import Lens
 from .behaviour.scores import Scores
+from .embedding.embedding import Embedding
 from .engine import Progress, Runner, open_runner, run_passes
 from .errors import AnalysisInputError, MemoryBudgetError, MissingSitesError
 from .fold import ArrayKey, Fold
@@ -43,6 +44,7 @@ CATALOGUE: dict[str, Analysis] = {
     "alignment": Alignment(),
     "weights": Weights(),
     "gradients": Gradients(),
+    "embedding": Embedding(),
 }
 """Every analysis with its default options."""
 ANALYSES: dict[str, str] = {name: analysis.description for name, analysis in CATALOGUE.items()}
@@ -95,8 +97,8 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
     -------
     dict
         Datasets by table name (`cka`, `svd`, `spectrum`, `probe`, `lens`, `contribution`,
-        `outputs`, `confusion`, `erasure`, `alignment`, `weights`, `subspaces`, `gradients`), each
-        of one dimension `entry` with the columns as variables. The attributes say seed, memory,
+        `outputs`, `confusion`, `erasure`, `alignment`, `weights`, `subspaces`, `gradients`,
+        `embedding`, `embedding_quality`), each of one dimension `entry` with the columns as variables. The attributes say seed, memory,
         passes, bytes read, the store and the choices of the estimator. Captures of interventions
         appear in `erasure` alone.
 
