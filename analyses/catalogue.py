@@ -11,6 +11,7 @@ from typing import Any
 import xarray as xr
 
 from ..store import Store, open_store
+from .backend import describe_device
 from .behaviour.contribution import Contribution
 from .behaviour.erasure import Erasure
 from .behaviour.lens import Lens
@@ -64,6 +65,7 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
     memory: str | int = "2GiB",
     workers: int | None = None,
     scheduler: str | None = None,
+    device: str = "cpu",
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, xr.Dataset]:
@@ -88,6 +90,8 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
         Slabs at a time; None: one for each core.
     scheduler
         Address of a dask.distributed scheduler; None: threads.
+    device
+        Where products of arrays are computed: `cpu`, or `cuda` (needs cupy).
     seed
         Of everything drawn: frames, control shuffles, bootstrap.
     progress
@@ -109,6 +113,8 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
         missing.
     MemoryBudgetError
         Not even one sample fits into `memory`; said before anything is read.
+    DeviceError
+        `cuda` without cupy or without a device.
 
     Notes
     -----
@@ -122,7 +128,7 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
     asked = check_captures(captures, store.captures)
     asked = with_interventions(asked, interventions_of(store), store.captures)
     source = Source.open(store, asked, against)
-    with open_runner(workers, scheduler) as runner:
+    with open_runner(workers, scheduler, device) as runner:
         selection = select(
             source,
             sites=sites,
@@ -130,6 +136,7 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
             seed=seed,
             memory_bytes=memory_bytes,
             workers=runner.workers,
+            device=device,
         )
         plans, skipped = _plan(chosen, selection, by_default=names is None)
         tables, facts = _execute(plans, selection, runner, progress)
@@ -137,6 +144,7 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
         "store_uuid": store.uuid,
         "seed": seed,
         "memory": str(memory),
+        "device": describe_device(device),
         "skipped": json.dumps(skipped),
         **facts,
     }

@@ -20,6 +20,7 @@ from dask.base import compute
 from dask.delayed import delayed as dask_delayed
 from threadpoolctl import threadpool_limits
 
+from .backend import check_device, device_memory
 from .errors import AnalysisInputError
 from .fold import Fold
 from .memory import Pass, format_bytes, release_memory
@@ -37,6 +38,8 @@ class Runner:
     """Tasks at a time."""
     client: Any = None
     """A connected dask.distributed client; None: threads."""
+    device: str = "cpu"
+    """Where products of arrays are computed: `cpu` or `cuda`."""
 
     def compute(self, tasks: Sequence[Any], at_a_time: int | None = None) -> list[Any]:
         """Return the results of delayed tasks, in order; as many at a time as there are workers."""
@@ -44,7 +47,8 @@ class Runner:
             return list(self.client.gather(self.client.compute(list(tasks))))
         together = at_a_time or self.workers
         # BLAS gets the workers that have no task of their own: never more threads than workers
-        with threadpool_limits(max(1, self.workers // together)):
+        limit = threadpool_limits(max(1, self.workers // together))
+        with device_memory(self.device), limit:
             return list(compute(*tasks, scheduler="threads", num_workers=together))
 
     def map(
@@ -52,7 +56,7 @@ class Runner:
     ) -> list[Any]:
         """Return `function(item)` of every item, in order, several at a time, in this process."""
         tasks = [_delay(partial(function, item)) for item in items]
-        return Runner(self.workers).compute(tasks, at_a_time)
+        return Runner(self.workers, device=self.device).compute(tasks, at_a_time)
 
 
 def _delay(function: Callable[..., Any], *delayed: Any) -> Any:  # noqa: ANN401 - dask is untyped
@@ -66,7 +70,9 @@ def count_cores() -> int:
 
 
 @contextmanager
-def open_runner(workers: int | None, scheduler: str | None) -> Iterator[Runner]:
+def open_runner(
+    workers: int | None, scheduler: str | None, device: str = "cpu"
+) -> Iterator[Runner]:
     """Yield where tasks run.
 
     Parameters
@@ -75,17 +81,22 @@ def open_runner(workers: int | None, scheduler: str | None) -> Iterator[Runner]:
         Slabs at a time; None: one for each core, or each thread of the cluster.
     scheduler
         Address of a dask.distributed scheduler whose workers see the store under the same path.
+    device
+        `cpu` or `cuda`; with a scheduler, each worker needs a CUDA device too.
 
     Raises
     ------
     AnalysisInputError
-        No positive number of workers, or a scheduler that does not answer.
+        No positive number of workers, an unknown device, or a scheduler that does not answer.
+    DeviceError
+        A device that is not there.
     """
     if workers is not None and workers < 1:
         msg = f"{workers} workers were asked for; at least 1 is needed."
         raise AnalysisInputError(msg)
+    device = check_device(device)
     if scheduler is None:
-        yield Runner(workers or count_cores())
+        yield Runner(workers or count_cores(), device=device)
         return
     from distributed import Client
 
@@ -96,7 +107,7 @@ def open_runner(workers: int | None, scheduler: str | None) -> Iterator[Runner]:
         raise AnalysisInputError(msg) from error
     try:
         threads = sum(client.nthreads().values())
-        yield Runner(workers or max(1, threads), client)
+        yield Runner(workers or max(1, threads), client, device)
     finally:
         client.close()
 
@@ -186,7 +197,10 @@ def _fold_part(
     states = [fold.empty() for fold in one.folds]
     for start, stop in slabs:
         block = source.block(one.needs, start, stop)
-        states = [fold.add(state, block) for fold, state in zip(one.folds, states, strict=True)]
+        states = [
+            fold.add(state, block.on(getattr(fold, "device", "cpu")))
+            for fold, state in zip(one.folds, states, strict=True)
+        ]
         del block  # before the next one is read
         release_memory()
         if report is not None:

@@ -4,6 +4,7 @@
   - `AnalysisInputError` — the request does not fit the store: ask otherwise, or record more.
     - `MissingSitesError` — an analysis whose sites were not captured: record them.
   - `MemoryBudgetError` — not even one block fits: raise `memory`, or ask for fewer arrays.
+  - `DeviceError` — no such device here: install what it needs, or compute on the CPU.
 """
 
 from __future__ import annotations
@@ -25,3 +26,7 @@ class MissingSitesError(AnalysisInputError):
 
 class MemoryBudgetError(AnalysisError, MemoryError):
     """The smallest possible block and its accumulators exceed the memory that was allowed."""
+
+
+class DeviceError(AnalysisError, RuntimeError):
+    """A device that was asked for is not there."""

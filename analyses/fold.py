@@ -7,11 +7,13 @@ block, in any number of partial states that it merges in the end.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .backend import to_device
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -53,16 +55,29 @@ class Block:
     stop: int
     """One past the last sample."""
     pieces: Mapping[ArrayKey, Piece]
+    device: str = "cpu"
+    """Where the values of its pieces are given."""
+    _moved: dict[ArrayKey, Piece] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, key: ArrayKey) -> Piece:
-        """Return one array's values."""
-        return self.pieces[key]
+        """Return one array's values; those for another device are moved there once."""
+        if self.device == "cpu":
+            return self.pieces[key]
+        if key not in self._moved:
+            piece = self.pieces[key]
+            self._moved[key] = replace(piece, values=to_device(piece.values, self.device))
+        return self._moved[key]
+
+    def on(self, device: str) -> Block:
+        """Return the same block with its values given on a device."""
+        return self if device == self.device else replace(self, device=device)
 
 
 class Fold[State, Result](Protocol):
     """One statistic that is computed from blocks in any order and any grouping.
 
     A fold is a value: frozen, hashable, picklable; equal folds of several analyses are run once.
+    One with an attribute `device` of `cuda` gets its blocks as cupy arrays.
     `merge` is associative up to rounding: merge(merge(a, b), c) = merge(a, merge(b, c)).
     """
 

@@ -26,6 +26,8 @@ class Selection:
     seed: int
     memory_bytes: int
     workers: int
+    device: str = "cpu"
+    """Where products of arrays are computed: `cpu` or `cuda`."""
 
     @property
     def captures(self) -> list[View]:
@@ -127,6 +129,7 @@ def select(
     seed: int,
     memory_bytes: int,
     workers: int,
+    device: str = "cpu",
 ) -> Selection:
     """Return a checked selection.
 
@@ -160,6 +163,7 @@ def select(
         seed,
         memory_bytes,
         workers,
+        device,
     )
 
 

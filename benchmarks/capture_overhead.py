@@ -41,6 +41,8 @@ SECONDS = 5.0
 CLASSES = 4
 SITES = ["embed", "resid_post", "attn_out", "mlp_out", "lora_a", "lora_b", "encoder_out"]
 GRADIENTS = ["resid_post", "lora_a", "lora_b"]
+SHAPES = {"tiny.en": (384, 4, 6), "large-v2": (1280, 32, 20)}
+"""Width, encoder layers and heads."""
 TARGET_RATIO = 1.15
 TARGET_EXTRA_BYTES = 200 * 10**6
 
@@ -55,21 +57,22 @@ class Load:
     valid: list[int]
 
 
-def build_tiny(directory: Path) -> Path:
-    """Save a seeded random Whisper with the shape of tiny.en and return its folder."""
+def build_random(directory: Path, shape: str = "tiny.en") -> Path:
+    """Save a seeded random Whisper of one of `SHAPES` and return its folder."""
     from transformers import (
         WhisperConfig,
         WhisperFeatureExtractor,
         WhisperForAudioClassification,
     )
 
+    width, layers, heads = SHAPES[shape]
     config = WhisperConfig(
-        d_model=384,
-        encoder_layers=4,
-        encoder_attention_heads=6,
-        encoder_ffn_dim=1536,
+        d_model=width,
+        encoder_layers=layers,
+        encoder_attention_heads=heads,
+        encoder_ffn_dim=4 * width,
         decoder_layers=1,
-        decoder_attention_heads=6,
+        decoder_attention_heads=heads,
         decoder_ffn_dim=64,
         num_mel_bins=80,
         suppress_tokens=None,
@@ -237,7 +240,7 @@ def main(arguments: list[str] | None = None) -> int:
         run_side(options)
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        directory = options.directory or str(build_tiny(Path(folder)))
+        directory = options.directory or str(build_random(Path(folder)))
         timing = measure_time(directory, options)
         memory = measure_memory(directory, options)
     record = {

@@ -34,7 +34,13 @@ if TYPE_CHECKING:
     help="Memory to use beyond the libraries.",
 )
 @click.option("--workers", type=click.IntRange(min=1), help="Threads; default: one per core.")
-@click.option("--device", default="cpu", show_default=True, help="Where to compute: cpu.")
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Where to compute; cuda needs lorascope[gpu].",
+)
 @click.option("--scheduler", metavar="ADDRESS", help="A dask.distributed scheduler to run on.")
 @click.option(
     "--variant", default="corrected", show_default=True, help="Definitions to use: corrected."
@@ -46,7 +52,6 @@ def analyze(  # noqa: PLR0913  (one parameter an option)
     names: tuple[str, ...],
     store: str,
     out: str | None,
-    device: str,
     variant: str,
     seed: int,
     as_json: bool,
@@ -67,7 +72,7 @@ def analyze(  # noqa: PLR0913  (one parameter an option)
       analyze --store study.zarr cka svd --captures frozen,lora --layers 0-3 --out cka-study
     """  # noqa: D301  (click reads \b as "keep these lines")
     check_loudness(quiet=quiet, verbose=verbose)
-    _refuse_later(device=device, variant=variant)
+    _refuse_later(variant=variant)
     from .. import analyses
     from ..analyses.outputs import write_outputs
     from ..store import open_store
@@ -87,11 +92,8 @@ def analyze(  # noqa: PLR0913  (one parameter an option)
     _show(summary, out_path, as_json=as_json)
 
 
-def _refuse_later(*, device: str, variant: str) -> None:
+def _refuse_later(*, variant: str) -> None:
     """Refuse what later versions bring, in words that say so."""
-    if device != "cpu":
-        msg = f"--device {device} is not in this version of analyze, which offers cpu"
-        raise click.UsageError(msg)
     if variant != "corrected":
         msg = f"--variant {variant} is not in this version, which offers corrected"
         raise click.UsageError(msg)

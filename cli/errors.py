@@ -45,6 +45,7 @@ EXIT_CODES = {
     "DeviceMemoryError": RESOURCES,
     "CaptureError": USAGE,
     "MemoryBudgetError": RESOURCES,
+    "DeviceError": RESOURCES,
     "AnalysisError": USAGE,
 }
 """Class of an expected error -> exit code; the nearest ancestor that is listed counts."""

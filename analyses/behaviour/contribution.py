@@ -193,9 +193,8 @@ def _layer_folds(view: View, selection: Selection) -> list[ContributionFold]:
         )
         if selection.wants_layer(layer) and all(_holds(view, key) for key in keys):
             parts = ("attention", "mlp", "layer")
-            folds.append(
-                ContributionFold(parts, keys, 1.0, view.samples.size, view.info(keys[0]).width)
-            )
+            size = view.samples.size, view.info(keys[0]).width
+            folds.append(ContributionFold(parts, keys, 1.0, *size))
     return folds
 
 
@@ -214,9 +213,9 @@ def _lora_folds(
             if not selection.wants_layer(layer):
                 continue
             if _holds(view, keys[0]) and scaling is not None:
-                folds.append(
-                    ContributionFold(("lora",), keys, float(scaling), view.samples.size, info.width)
-                )
+                size = view.samples.size, info.width
+                part = ("lora",)
+                folds.append(ContributionFold(part, keys, float(scaling), *size))
                 continue
             what = (
                 f"{base} was not recorded"

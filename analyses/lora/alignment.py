@@ -45,7 +45,7 @@ class Alignment:
             msg = f"alignment needs at least 1 draw, not {self.draws}."
             raise AnalysisInputError(msg)
         folds = {
-            key: make_scatter_fold(selection.source, view, key)
+            key: make_scatter_fold(selection, view, key)
             for view in selection.captures
             for key in selection.row_keys(view)
             if direction_of(key.site)

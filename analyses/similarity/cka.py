@@ -23,7 +23,7 @@ from .cka_frames import FramePlan, conclude_frames, plan_frames
 from .gram import sum_pairs
 from .hsic import find_moments
 
-_CHEAP = 4e11
+_CHEAP = {"cpu": 4e11, "cuda": 4e14}
 """Multiplications of the Gram matrices (arrays · samples² · features) that are done in float64."""
 _MOST_GROUPS = 64
 """Groups that a jackknife deletes one by one; more speakers are put together at random."""
@@ -215,7 +215,8 @@ def _estimate(
 
     widths = [pooled.width(key) for key in arrays]
     work = sum(widths) * float(samples.size) ** 2
-    dtype = np.float64 if work <= _CHEAP else np.float32
+    device = outcome.selection.device
+    dtype = np.float64 if work <= _CHEAP[device] else np.float32
     room = int(_SHARE * (outcome.selection.memory_bytes - pooled.held_bytes))
     most = room // (8 * 24 * len(arrays) ** 2)
     groups = jackknife_groups(views[0], samples, outcome.selection.seed, most)
@@ -237,6 +238,7 @@ def _estimate(
         tile_bytes=max(2**20, min(_TILE_BYTES, room // 8 // workers)),
         mapper=outcome.runner.map,
         workers=workers,
+        device=device,
     )
     return _blank(estimate(sums), moments.faults), moments.faults, n_groups
 

@@ -167,6 +167,7 @@ def _make_fold(selection: Selection, one: _Wanted, draws: int) -> FrameFold:
         order_samples(ids, draws, selection.seed),
         tuple(info.width for info in infos),
         any(info.dtype == "float64" for info in infos),
+        selection.device,
     )
 
 

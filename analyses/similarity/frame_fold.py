@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backend import to_device
 from ..fold import ArrayKey, Block
 from .minibatch import sum_batch
 
@@ -54,6 +55,8 @@ class FrameFold:
     widths: tuple[int, ...]
     wide: bool
     """Whether values are float64."""
+    compute_device: str = "cpu"
+    """Where batches are multiplied; the frames are drawn and kept on the host."""
 
     @property
     def needs(self) -> tuple[ArrayKey, ...]:
@@ -114,7 +117,7 @@ class FrameFold:
                     np.zeros((batch.size, 1)) if fault else x[batch, draw] / scale
                     for x, fault, scale in zip(drawn, faults, scales, strict=True)
                 ]
-                sum_batch(rows, sums_ll)
+                sum_batch([to_device(x, self.compute_device) for x in rows], sums_ll)
         return FrameSums(sums_ll, self.samples.size, self.draws_nk.size, faults)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backend import array_module, to_device, to_host
 from .hsic import HsicSums, Moments, Reader, u_shifts
 
 type Mapper = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
@@ -25,7 +26,7 @@ def map_in_turn(function: Callable[[Any], Any], items: Sequence[Any]) -> list[An
     return [function(item) for item in items]
 
 
-def sum_pairs(
+def sum_pairs(  # noqa: PLR0913 - two inputs, six choices of how to compute, all but two optional
     read: Reader,
     moments: Moments,
     group_n: NDArray[np.int64],
@@ -35,6 +36,7 @@ def sum_pairs(
     tile_bytes: int = 64 * 2**20,
     mapper: Mapper = map_in_turn,
     workers: int = 1,
+    device: str = "cpu",
 ) -> HsicSums:
     """Return the sums over pairs of samples from which HSIC of every pair of arrays follows.
 
@@ -54,6 +56,8 @@ def sum_pairs(
         Size of the Gram tiles of all arrays together that one worker holds.
     mapper, workers
         What runs tiles, and how many it runs at a time; sums do not depend on either.
+    device
+        Where panels are held and multiplied: `cpu` or `cuda`.
 
     Notes
     -----
@@ -73,14 +77,15 @@ def sum_pairs(
         sorted_n,
     )
     panels = _panels(n, panel_rows or n)
-    held = _Panels(read, moments, order, dtype)
+    held = _Panels(read, moments, order, dtype, device)
     for panel in panels:
         for a, x in enumerate(held.load(panel)):
-            out.norms_ln[a, panel] = np.einsum("nd,nd->n", x, x, dtype=np.float64)
-    shift_ln = u_shifts(out.norms_ln)
+            out.norms_ln[a, panel] = to_host(np.einsum("nd,nd->n", x, x, dtype=np.float64))
+    shift_ln = to_device(u_shifts(out.norms_ln), device)
     for rows in panels:
         for columns in panels:
-            job = _Job(held.load(rows), held.load(columns), shift_ln, sorted_n, rows, columns)
+            panels_xy = held.load(rows), held.load(columns)
+            job = _Job(*panels_xy, shift_ln, sorted_n, rows, columns, device)
             tiles = list(_tiles(sorted_n, rows, job.count_rows(tile_bytes)))
             for first in range(0, len(tiles), workers):
                 some = tiles[first : first + workers]
@@ -93,9 +98,15 @@ class _Panels:
     """Centred and scaled features of runs of samples; the last two that were asked for are kept."""
 
     def __init__(
-        self, read: Reader, moments: Moments, order: NDArray[np.int64], dtype: type[np.floating]
+        self,
+        read: Reader,
+        moments: Moments,
+        order: NDArray[np.int64],
+        dtype: type[np.floating],
+        device: str,
     ) -> None:
         self._read, self._moments, self._order, self._dtype = read, moments, order, dtype
+        self._device = device
         self._kept: dict[int, list[NDArray]] = {}
 
     def load(self, panel: slice) -> list[NDArray]:
@@ -110,9 +121,11 @@ class _Panels:
 
     def _centre(self, a: int, panel: slice) -> NDArray:
         if self._moments.faults[a]:
-            return np.zeros((panel.stop - panel.start, 1), dtype=self._dtype)
+            empty_nd = np.zeros((panel.stop - panel.start, 1), dtype=self._dtype)
+            return to_device(empty_nd, self._device)
         x_nd = np.asarray(self._read(a, self._order[panel]), dtype=np.float64)
-        return ((x_nd - self._moments.means[a]) / self._moments.scales[a]).astype(self._dtype)
+        x_nd = (x_nd - self._moments.means[a]) / self._moments.scales[a]
+        return to_device(x_nd.astype(self._dtype), self._device)
 
 
 def _panels(n: int, size: int) -> list[slice]:
@@ -153,6 +166,7 @@ class _Job:
     group_n: NDArray[np.int64]
     rows: slice
     columns: slice
+    device: str
 
     def count_rows(self, tile_bytes: int) -> int:
         """Return how many rows a tile of so many bytes has."""
@@ -164,15 +178,16 @@ class _Job:
         n_arrays, columns = len(self.x), self.columns
         local = slice(tile.start - self.rows.start, tile.stop - self.rows.start)
         shape = (n_arrays, tile.stop - tile.start, columns.stop - columns.start)
-        gram = np.empty(shape, dtype=self.x[0].dtype)
+        gram = array_module(self.device).empty(shape, dtype=self.x[0].dtype)
         for out, x, y in zip(gram, self.x, self.y, strict=True):
             np.matmul(x[local], y.T, out=out)
         group_n = self.group_n[columns]
         starts = np.flatnonzero(np.diff(group_n, prepend=-1))  # sorted by group
-        row_ltg = np.add.reduceat(gram, starts, axis=2, dtype=np.float64)
+        row_ltg = _sum_groups(gram, starts)
         gram += self.shift_ln[:, tile, None]
         gram += self.shift_ln[:, None, columns]
         same = np.arange(max(tile.start, columns.start), min(tile.stop, columns.stop))
+        same = to_device(same, self.device)
         gram[:, same - tile.start, same - columns.start] = 0
         group = int(self.group_n[tile.start])
         products_ll = _square(gram)
@@ -182,10 +197,19 @@ class _Job:
         return _TileSums(products_ll, own_ll, row_ltg, group, group_n[starts])
 
 
+def _sum_groups(gram: NDArray, starts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return sums over runs of columns, [arrays, rows, runs]."""
+    if isinstance(gram, np.ndarray):
+        return np.add.reduceat(gram, starts, axis=2, dtype=np.float64)
+    ends = [*starts[1:].tolist(), gram.shape[2]]
+    runs = [slice(*run) for run in zip(starts.tolist(), ends, strict=True)]
+    return to_host(np.stack([gram[:, :, run].sum(axis=2, dtype=np.float64) for run in runs], 2))
+
+
 def _square(gram: NDArray) -> NDArray[np.float64]:
     """Return the inner products of all pairs of arrays, [arrays, arrays]."""
     flat = gram.reshape(gram.shape[0], -1)
-    return np.asarray(flat @ flat.T, dtype=np.float64)
+    return to_host(flat @ flat.T).astype(np.float64)
 
 
 def _add_tile(out: HsicSums, tile: slice, sums: _TileSums) -> None:

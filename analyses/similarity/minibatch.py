@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backend import to_host
+
 
 def sum_batch(features: Sequence[NDArray], total_ll: NDArray[np.float64]) -> None:
     """Add n(n-3) HSIC₁ of one batch to `total_ll`, for all pairs of arrays.
@@ -14,9 +16,9 @@ def sum_batch(features: Sequence[NDArray], total_ll: NDArray[np.float64]) -> Non
     Parameters
     ----------
     features
-        Arrays [rows, features] of the same rows, at least 4.
+        Arrays [rows, features] of the same rows, at least 4, all on one device.
     total_ll
-        Sums so far, [arrays, arrays].
+        Sums so far, [arrays, arrays], on the host.
 
     Notes
     -----
@@ -31,7 +33,7 @@ def sum_batch(features: Sequence[NDArray], total_ll: NDArray[np.float64]) -> Non
     n = features[0].shape[0]
     centred_lnn = np.stack([_u_centre(x) for x in features])
     flat = centred_lnn.reshape(len(features), n * n)
-    total_ll += flat @ flat.T
+    total_ll += to_host(flat @ flat.T)
 
 
 def _u_centre(x_nd: NDArray) -> NDArray[np.float64]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backend import array_module
+
 TILE_ROWS = 4096
 """Rows multiplied at once; bounds the working copy and the length of a float32 sum."""
 
@@ -22,13 +24,14 @@ class Scatter:
     """Σ(x - mean)(x - mean)', [features, features]."""
 
     @classmethod
-    def empty(cls, width: int) -> Scatter:
-        """Return the scatter of no rows."""
-        return cls(0, np.zeros(width), np.zeros((width, width)))
+    def empty(cls, width: int, device: str = "cpu") -> Scatter:
+        """Return the scatter of no rows, on a device."""
+        xp = array_module(device)
+        return cls(0, xp.zeros(width), xp.zeros((width, width)))
 
     def uncentred(self) -> NDArray[np.float64]:
         """Return Σ x x', [features, features]: the centred scatter and the mean's rank-one part."""
-        return self.scatter_dd + self.n * np.outer(self.mean_d, self.mean_d)
+        return self.scatter_dd + self.n * self.mean_d[:, None] * self.mean_d
 
 
 def add_rows(state: Scatter, x_nd: NDArray) -> Scatter:
@@ -39,7 +42,7 @@ def add_rows(state: Scatter, x_nd: NDArray) -> Scatter:
     state
         What was seen before.
     x_nd
-        [rows, features], float32 or float64.
+        [rows, features], float32 or float64, on the device of `state`.
 
     Notes
     -----
@@ -71,6 +74,6 @@ def _join(state: Scatter, n: int, mean_d: NDArray, scatter_dd: NDArray) -> None:
     with np.errstate(invalid="ignore", over="ignore"):
         delta_d = mean_d - state.mean_d
         state.scatter_dd += scatter_dd
-        state.scatter_dd += np.outer(delta_d * (state.n * n / total), delta_d)
+        state.scatter_dd += (delta_d * (state.n * n / total))[:, None] * delta_d
         state.mean_d = state.mean_d + delta_d * (n / total)
     state.n = total

@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
 
+from ..backend import to_host
+
 
 def singular_values(scatter_dd: NDArray[np.float64], rank: int) -> NDArray[np.float64]:
     """Return the singular values of the data behind a scatter matrix, largest first, [rank].
@@ -13,7 +15,7 @@ def singular_values(scatter_dd: NDArray[np.float64], rank: int) -> NDArray[np.fl
     Parameters
     ----------
     scatter_dd
-        Σ x x', [features, features].
+        Σ x x', [features, features]; on a CUDA device it is solved there.
     rank
         How many there can be at most: rounding leaves the rest slightly off 0, and is cut.
 
@@ -22,7 +24,11 @@ def singular_values(scatter_dd: NDArray[np.float64], rank: int) -> NDArray[np.fl
     Square roots of eigenvalues: a scatter formed in float32 resolves values above about 2e-4 of the
     largest to 1 %, one formed in float64 above 1e-8. About 9 features³ operations.
     """
-    values_d = linalg.eigvalsh(scatter_dd, check_finite=False)[::-1][:rank]
+    if isinstance(scatter_dd, np.ndarray):
+        ascending_d = linalg.eigvalsh(scatter_dd, check_finite=False)
+    else:
+        ascending_d = to_host(np.linalg.eigvalsh(scatter_dd))
+    values_d = ascending_d[::-1][:rank]
     return np.sqrt(np.maximum(values_d, 0.0))
 
 

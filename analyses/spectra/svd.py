@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ..backend import to_host
 from ..errors import MissingSitesError
 from ..fold import ArrayKey, Block
 from ..lora.projection import Projection, Turned, find_projection
 from ..plan import Outcome, Plan, Table, describe_exposure, mask_of
 from ..selection import Selection, matches
-from ..source import Source, View
+from ..source import View
 from .scatter import TILE_ROWS, Scatter, add_rows, merge_scatter
 from .spectrum import describe_spectrum, singular_values
 
@@ -54,6 +55,8 @@ class ScatterFold:
     """Bytes of one value in memory."""
     projection: Projection | None = None
     """How the rows of a LoRA partner follow; None for an array without one."""
+    device: str = "cpu"
+    """Where the products are computed."""
 
     @property
     def needs(self) -> tuple[ArrayKey, ...]:
@@ -72,7 +75,7 @@ class ScatterFold:
 
     def empty(self) -> Scatter:
         """Return the scatter of no rows."""
-        return Scatter.empty(self.width)
+        return Scatter.empty(self.width, self.device)
 
     def add(self, state: Scatter, block: Block) -> Scatter:
         """Return the scatter with the rows of the block."""
@@ -100,7 +103,7 @@ class ScatterFold:
         matrix_dk = None if self.projection is None else self.projection.matrix_dk
         if matrix_dk is None or not np.isfinite(matrix_dk).all():
             return None
-        return Turned.of(state.scatter_dd, matrix_dk)
+        return Turned.of(to_host(state.scatter_dd), matrix_dk)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +118,7 @@ class SVD:
     def plan(self, selection: Selection) -> Plan:
         """Return one scatter fold for each row array."""
         folds = {
-            key: make_scatter_fold(selection.source, view, key)
+            key: make_scatter_fold(selection, view, key)
             for view in selection.captures
             for key in selection.row_keys(view)
         }
@@ -128,7 +131,7 @@ class SVD:
         return Plan(partial(_conclude, folds), tuple(folds.values()))
 
 
-def make_scatter_fold(source: Source, view: View, key: ArrayKey) -> ScatterFold:
+def make_scatter_fold(selection: Selection, view: View, key: ArrayKey) -> ScatterFold:
     """Return the scatter fold of one array; B outputs span no more than the adapter's rank."""
     info = view.info(key)
     rank = info.width
@@ -136,7 +139,8 @@ def make_scatter_fold(source: Source, view: View, key: ArrayKey) -> ScatterFold:
     if matches(key.site, "lora_b") and adapter.get("r"):
         rank = min(rank, int(adapter["r"]))
     itemsize = 8 if info.dtype == "float64" else 4
-    return ScatterFold(key, info.width, rank, itemsize, find_projection(source, key))
+    partner = find_projection(selection.source, key)
+    return ScatterFold(key, info.width, rank, itemsize, partner, selection.device)
 
 
 def _conclude(folds: dict[ArrayKey, ScatterFold], outcome: Outcome) -> dict[str, Table]:

@@ -1,6 +1,7 @@
 """analyze: refusals in one message each, and what a good run leaves behind."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +83,7 @@ def test_sites_that_were_not_captured(run, store: Path):
         (["--layers", "a"], "expected layer numbers such as 0,3 or 0-5, got 'a'"),
         (["--layers", "3-1"], "names no layer"),
         (["--captures", ","], "expected names separated by commas"),
-        (["--device", "cuda"], "--device cuda is not in this version of analyze, which offers cpu"),
+        (["--device", "tpu"], "'tpu' is not one of 'cpu', 'cuda'"),
         (["--variant", "paper"], "--variant paper is not in this version, which offers corrected"),
         (["--exact"], "No such option '--exact'"),
         (["-q", "-v"], "contradict"),
@@ -94,6 +95,14 @@ def test_requests_that_cannot_be_served(run, store: Path, arguments: list[str], 
     assert expected in ran.err
     assert ran.out == ""
     assert "Traceback" not in ran.err
+    assert not Path(f"{store}-analysis").exists()
+
+
+def test_a_device_that_is_not_there(run, store: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)  # as where it is not installed
+    ran = run(analyze, "--store", store, "--device", "cuda")
+    assert ran.code == 4
+    assert ran.err.strip().endswith("Install it: pip install 'lorascope[gpu]'.")
     assert not Path(f"{store}-analysis").exists()
 
 
