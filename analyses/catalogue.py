@@ -102,7 +102,8 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
     dict
         Datasets by table name (`cka`, `svd`, `spectrum`, `probe`, `lens`, `contribution`,
         `outputs`, `confusion`, `erasure`, `alignment`, `weights`, `subspaces`, `gradients`,
-        `embedding`, `embedding_quality`), each of one dimension `entry` with the columns as variables. The attributes say seed, memory,
+        `embedding`, `embedding_quality`), each of one dimension `entry` with the
+        columns as variables. The attributes say seed, memory,
         passes, bytes read, the store and the choices of the estimator. Captures of interventions
         appear in `erasure` alone.
 
