@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.distance import pdist, squareform
 
 from ..statistics.resampling import jackknife_spread
-from .tsne import squared_distances
 
 PURITIES = ("knn_purity_label", "knn_purity_label_across", "knn_purity_speaker")
 """Shares of nearest neighbours: of the same label, of the same label among the samples of other
@@ -29,9 +29,14 @@ def order_neighbours(x_nd: NDArray[np.float64]) -> NDArray[np.int64]:
 
     Equal distances stay in the order of the samples.
     """
-    distance_nn = squared_distances(x_nd)
+    distance_nn = measure_distances(x_nd)
     np.fill_diagonal(distance_nn, -1.0)
     return np.argsort(distance_nn, axis=1, kind="stable")[:, 1:]
+
+
+def measure_distances(x_nd: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the Euclidean distances of all pairs of rows, [samples, samples], by differences."""
+    return squareform(pdist(x_nd))
 
 
 def measure_purity(
@@ -119,27 +124,17 @@ def summarise_purity(
 
 
 def measure_silhouette(distance_nn: NDArray[np.float64], mark_n: NDArray[np.object_]) -> float:
-    """Return the mean silhouette (-1 … 1) of samples grouped by a mark; NaN below two groups.
+    """Return the mean silhouette (-1 … 1) of samples grouped by a mark (Rousseeuw 1987).
 
-    (b - a) / max(a, b) with a the mean distance to the own group and b to the nearest other one; 0
-    for a sample that is alone (Rousseeuw 1987).
+    Samples without a mark are left out; NaN below two groups, or where every sample is its own.
     """
+    from sklearn.metrics import silhouette_score
+
     known = mark_n != ""
     group = _codes(mark_n[known])
-    n_groups = int(group.max()) + 1 if group.size else 0
-    if n_groups < 2 or n_groups == group.size:
+    if not 2 <= np.unique(group).size < group.size:
         return float("nan")
-    member = np.eye(n_groups)[group]
-    size = member.sum(axis=0)
-    total = distance_nn[np.ix_(known, known)] @ member
-    at = np.arange(group.size)
-    inside = total[at, group] / np.maximum(size[group] - 1, 1)
-    mean = total / size
-    mean[at, group] = np.inf
-    outside = mean.min(axis=1)
-    widest = np.maximum(inside, outside)
-    width = np.where(widest > 0, (outside - inside) / np.where(widest > 0, widest, 1.0), 0.0)
-    return float(np.where(size[group] > 1, width, 0.0).mean())
+    return float(silhouette_score(distance_nn[np.ix_(known, known)], group, metric="precomputed"))
 
 
 def measure_recall(order_nm: NDArray[np.int64], drawn_nm: NDArray[np.int64], k: int) -> float:
@@ -149,19 +144,6 @@ def measure_recall(order_nm: NDArray[np.int64], drawn_nm: NDArray[np.int64], k: 
     np.put_along_axis(near, order_nm[:, :k], True, axis=1)  # noqa: FBT003 - the value that is put
     np.put_along_axis(drawn, drawn_nm[:, :k], True, axis=1)  # noqa: FBT003
     return float((near & drawn).sum() / (n * k))
-
-
-def measure_trust(order_nm: NDArray[np.int64], drawn_nm: NDArray[np.int64], k: int) -> float:
-    """Return the trustworthiness of a picture (0 … 1): 1 where no neighbour in it is a stranger.
-
-    1 - 2 / (n k (2n - 3k - 1)) Σ_i Σ_j (r_ij - k) over the k nearest j in the picture that are no
-    such neighbours before, r_ij their rank there (Venna and Kaski 2001). Needs k < n / 2.
-    """
-    n = len(order_nm)
-    rank_nn = np.zeros((n, n), dtype=np.int64)
-    np.put_along_axis(rank_nn, order_nm, np.arange(1, n)[None, :], axis=1)
-    beyond = np.take_along_axis(rank_nn, drawn_nm[:, :k], axis=1) - k
-    return float(1 - 2 / (n * k * (2 * n - 3 * k - 1)) * np.maximum(beyond, 0).sum())
 
 
 def _codes(mark_n: NDArray[np.object_]) -> NDArray[np.int64]:

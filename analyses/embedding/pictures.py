@@ -13,13 +13,12 @@ from .neighbours import (
     PURITIES,
     Marks,
     chance_purity,
+    measure_distances,
     measure_recall,
     measure_silhouette,
-    measure_trust,
     order_neighbours,
     summarise_purity,
 )
-from .tsne import squared_distances
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +59,8 @@ def draw_pictures(
     starts, style
         How many pictures, and how they are made.
     """
+    from sklearn.manifold import trustworthiness
+
     x_nd = x_nd - x_nd.mean(axis=0)
     x_nd /= np.abs(x_nd).max()
     order_nm = order_neighbours(x_nd)
@@ -73,10 +74,9 @@ def draw_pictures(
     )
     points, rows = [], []
     for start, y_nd in zip(starts, pictures, strict=True):
-        drawn_nm = order_neighbours(y_nd - y_nd.mean(axis=0))
-        recall = measure_recall(order_nm, drawn_nm, style.k)
+        recall = measure_recall(order_nm, order_neighbours(y_nd), style.k)
         rows.append(common | {"seed": start.seed, "init": start.init, "knn_recall": recall})
-        rows[-1]["trustworthiness"] = measure_trust(order_nm, drawn_nm, style.k)
+        rows[-1]["trustworthiness"] = float(trustworthiness(x_nd, y_nd, n_neighbors=style.k))
         columns: dict[str, object] = {"sample": ids, "x": y_nd[:, 0], "y": y_nd[:, 1]}
         columns |= {"seed": start.seed, "label": marks.label_n, "speaker": marks.speaker_n}
         columns |= {PURITIES[0]: purity_n3[:, 0], PURITIES[2]: purity_n3[:, 2]}
@@ -94,7 +94,7 @@ def _measure(
     for i, name in enumerate(PURITIES):
         numbers |= {name: value[i], f"{name}_chance": chance[i]}
         numbers |= {f"{name}_low": value[i] - half[i], f"{name}_high": value[i] + half[i]}
-    distance_nn = np.sqrt(squared_distances(x_nd))
+    distance_nn = measure_distances(x_nd)
     numbers["silhouette_label"] = measure_silhouette(distance_nn, marks.label_n)
     numbers["silhouette_speaker"] = measure_silhouette(distance_nn, marks.speaker_n)
     return purity_n3, numbers | {"reason": _explain_gaps(marks)}
