@@ -23,7 +23,7 @@ from .pictures import Style, draw_pictures, find_fault
 
 DEPTHS = {"resid_post": 3, "lora_a": 1}
 """Sites with pictures unless others are asked for, and at how many depths each."""
-_BYTES_PER_PAIR = 64
+_BYTES_PER_PAIR = 48
 """Largest memory of distances, orders and ranks of neighbours, for each pair of samples."""
 _SHARE = 0.3
 """Part of the memory that one array's pictures may take, beside the pooled features held."""
