@@ -62,8 +62,8 @@ def analyze(  # noqa: PLR0913  (one parameter an option)
 ) -> None:
     """Analyse a store: similarity, spectra, probes, lens, contributions and interventions.
 
-    NAMEs: cka svd probe lens contribution outputs erasure alignment weights gradients embedding; none means
-    all that the store can serve.
+    NAMEs: cka svd probe lens contribution outputs erasure alignment weights gradients
+    embedding; none means all that the store can serve.
     Writes report.html, tables/, figures/, results.zarr and summary.json.
 
     \b

@@ -19,6 +19,7 @@ from .section import Section, TableView
 from .section_alignment import alignment_section
 from .section_cka import cka_section
 from .section_contribution import contribution_section
+from .section_embedding import embedding_section
 from .section_erasure import erasure_section
 from .section_gradients import gradients_section
 from .section_lens import lens_section
@@ -118,6 +119,7 @@ def make_sections(
         erasure_section(table["erasure"], study),
         weights_section(table["weights"], table["subspaces"], study),
         gradients_section(table["gradients"], study),
+        embedding_section(table["embedding"], table["embedding_quality"], study),
     ]
     for section in sections:
         if section.key not in tables or tables[section.key].empty:
