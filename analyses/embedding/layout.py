@@ -22,6 +22,8 @@ _SMALLEST_VARIANCE = 1e-12
 """Components of less than this part of the first one's variance are rounding."""
 _UMAP_WIDTH = 10.0
 """Half width of the start, as umap-learn scales its own."""
+_UMAP_NEIGHBOURS = 15
+"""Its default; no more than there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,10 +143,16 @@ def _fit_tsne(
 def _fit_umap(
     component_nc: NDArray[np.float64], place_nd: NDArray[np.float64], seed: int
 ) -> NDArray[np.float64]:
-    from umap import UMAP
+    with warnings.catch_warnings():
+        # of a part that is not used here, whose own dependency is not installed
+        warnings.filterwarnings("ignore", "Tensorflow not installed", ImportWarning)
+        from umap import UMAP
 
     start_nd = place_nd * (_UMAP_WIDTH / np.abs(place_nd).max())
-    model = UMAP(init=start_nd.astype(np.float32), random_state=seed, n_jobs=1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of numba and its own options, none of them about the data
-        return np.asarray(model.fit_transform(component_nc), dtype=np.float64)
+    model = UMAP(
+        n_neighbors=min(_UMAP_NEIGHBOURS, len(component_nc) - 1),
+        init=start_nd.astype(np.float32),
+        random_state=seed,
+        n_jobs=1,
+    )
+    return np.asarray(model.fit_transform(component_nc), dtype=np.float64)
