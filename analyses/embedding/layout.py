@@ -127,11 +127,12 @@ def _fit_tsne(
 ) -> NDArray[np.float64]:
     from sklearn.manifold import TSNE
 
+    start_nd = (place_nd * _TSNE_WIDTH).astype(np.float32)
     model = TSNE(
         perplexity=perplexity,
         learning_rate="auto",
         max_iter=STEPS,
-        init=(place_nd * _TSNE_WIDTH).astype(np.float32),
+        init=start_nd,  # pyright: ignore[reportArgumentType] an array may stand for the name
         random_state=0,  # the start is given: nothing is left to draw
         n_jobs=1,
     )
