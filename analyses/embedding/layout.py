@@ -93,8 +93,8 @@ def draw_layouts(
 
     Notes
     -----
-    t-SNE by scikit-learn's Barnes-Hut trees, on one thread: sums of several threads would depend on
-    how many there are. Its exact method is no faster from 100 samples on, and never draws fewer.
+    t-SNE by scikit-learn's Barnes-Hut trees: its exact method takes as long for 100 samples, and
+    four times as long for 336. On one thread, as several pictures are drawn at a time.
     """
     places = [_place(component_nc, ids, start) for start in starts]
     if method == "umap":
