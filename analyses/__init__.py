@@ -23,8 +23,12 @@ from .gradients.gradients import Gradients as Gradients
 from .lora.alignment import Alignment as Alignment
 from .lora.weights import Weights as Weights
 from .outputs import write_outputs as write_outputs
+from .probes.code_length import CodeLength as CodeLength
+from .probes.layer_weights import LayerWeights as LayerWeights
 from .probes.probe import Probe as Probe
+from .probes.row_probe import RowProbe as RowProbe
 from .similarity.cka import CKA as CKA
 from .similarity.cka_estimate import linear_cka as linear_cka
+from .similarity.matrices import kernel_cka as kernel_cka
 from .spectra.svd import SVD as SVD
 from .tables import to_tables as to_tables

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,15 @@ from .fold import ArrayKey, Fold
 from .gradients.gradients import Gradients
 from .lora.alignment import Alignment
 from .lora.weights import Weights
-from .memory import format_bytes, parse_bytes, plan_passes
+from .memory import Pass, check_fits, format_bytes, parse_bytes, plan_passes
 from .own import as_analysis
-from .plan import Analysis, Outcome, Plan, Table
+from .paper.paper import Paper
+from .plan import Analysis, Outcome, Plan, Table, join_tables
 from .pooled import CollectFold, PooledSource
+from .probes.code_length import CodeLength
+from .probes.layer_weights import LayerWeights
 from .probes.probe import Probe
+from .probes.row_probe import RowProbe
 from .selection import Selection, check_captures, select, with_interventions
 from .similarity.cka import CKA
 from .source import Source, interventions_of
@@ -46,6 +50,9 @@ CATALOGUE: dict[str, Analysis] = {
     "weights": Weights(),
     "gradients": Gradients(),
     "embedding": Embedding(),
+    "row_probe": RowProbe(),
+    "layer_weights": LayerWeights(),
+    "mdl": CodeLength(),
 }
 """Every analysis with its default options."""
 ANALYSES: dict[str, str] = {name: analysis.description for name, analysis in CATALOGUE.items()}
@@ -66,8 +73,11 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
     workers: int | None = None,
     scheduler: str | None = None,
     device: str = "cpu",
+    variant: str = "corrected",
+    faults: Sequence[str] = (),
     seed: int = 0,
     progress: Progress | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> dict[str, xr.Dataset]:
     """Return the tables of the analyses of a store, all computed in one pass where they fit.
 
@@ -78,8 +88,8 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
     names
         Names of the catalogue (`cka`, `svd`, …), analyses with other options
         (`Probe(shuffles=20)`), or folds of your own, whose results come under their `name`. None:
-        every analysis that the store can serve within `memory`; the others are named in the
-        attribute `skipped`.
+        every analysis that the store can serve within `memory`, but `layer_weights` and `mdl`,
+        which take their time; the others are named in the attribute `skipped`.
     against
         Another store whose captures are compared with this one's by `cka`, as `against:<capture>`.
     captures, sites, layers
@@ -92,20 +102,27 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
         Address of a dask.distributed scheduler; None: threads.
     device
         Where products of arrays are computed: `cpu`, or `cuda` (needs cupy).
+    variant
+        `paper` adds the table `paper`: the published quantities of arXiv 2509.08454, of the
+        analyses in `names` alone where some are named, beside the corrected ones.
+    faults
+        Faults of the published code that are shown one by one; none means all (docs/paper.md).
     seed
         Of everything drawn: frames, control shuffles, bootstrap.
     progress
         Called as `progress(done_bytes, total_bytes, text)`.
+    notify
+        Called with each note, before anything is read: what the store lacks for some values.
 
     Returns
     -------
     dict
-        Datasets by table name (`cka`, `svd`, `spectrum`, `probe`, `lens`, `contribution`,
-        `outputs`, `confusion`, `erasure`, `alignment`, `weights`, `subspaces`, `gradients`,
-        `embedding`, `embedding_quality`), each of one dimension `entry` with the
-        columns as variables. The attributes say seed, memory,
-        passes, bytes read, the store and the choices of the estimator. Captures of interventions
-        appear in `erasure` alone.
+        Datasets by table name (`cka`, `svd`, `spectrum`, `probe`, `probe_weights`, `mdl`,
+        `row_probe`, `lens`, `contribution`, `outputs`, `confusion`, `erasure`, `alignment`,
+        `weights`, `subspaces`, `gradients`, `embedding`, `embedding_quality`), each of one
+        dimension `entry` with the columns as variables. The attributes say seed, memory, passes,
+        bytes read, the store and the choices of the estimator. Captures of interventions appear in
+        `erasure` alone.
 
     Raises
     ------
@@ -122,7 +139,7 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
     Tables agree for any memory and worker count up to the order of float64 sums, and of float32
     products in the spectra (1e-6 relative).
     """
-    chosen = choose(names)
+    chosen = choose_variant(names, variant, faults)
     memory_bytes = parse_bytes(memory)
     store = store if isinstance(store, Store) else open_store(store)
     against = against if against is None or isinstance(against, Store) else open_store(against)
@@ -139,7 +156,11 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
             workers=runner.workers,
             device=device,
         )
-        plans, skipped = _plan(chosen, selection, by_default=names is None)
+        by_default = names is None and variant == "corrected"
+        plans, skipped = _plan(chosen, selection, by_default=by_default)
+        for note in (note for plan in plans.values() for note in plan.notes):
+            if notify is not None:
+                notify(note)
         tables, facts = _execute(plans, selection, runner, progress)
     attrs = {
         "store_uuid": store.uuid,
@@ -178,19 +199,44 @@ def choose(names: Sequence[str | Analysis | Fold[Any, Any]] | None) -> list[Anal
     return list(chosen.values())
 
 
+def choose_variant(
+    names: Sequence[str | Analysis | Fold[Any, Any]] | None, variant: str, faults: Sequence[str]
+) -> list[Analysis]:
+    """Return the analyses of a variant: those named, for `paper` with its own before them."""
+    if variant == "corrected" and not faults:
+        return choose(names)
+    if variant == "corrected":
+        msg = f"faults ({', '.join(faults)}) are those of the variant `paper`: ask for it."
+        raise AnalysisInputError(msg)
+    if variant != "paper":
+        msg = f"no variant {variant!r}. There are: corrected, paper."
+        raise AnalysisInputError(msg)
+    named = [] if names is None else choose(names)
+    return [Paper.of([one.name for one in named] or None, faults), *named]
+
+
 def _plan(
     chosen: Sequence[Analysis], selection: Selection, *, by_default: bool
 ) -> tuple[dict[str, Plan], dict[str, str]]:
     """Return the plans, and why analyses that nobody asked for by name are left out."""
     plans: dict[str, Plan] = {}
     skipped: dict[str, str] = {}
+    short: MemoryBudgetError | None = None
     for analysis in chosen:
+        if by_default and not getattr(analysis, "by_default", True):
+            skipped[analysis.name] = "it takes its time and runs where it is asked for by name."
+            continue
         try:
-            plans[analysis.name] = analysis.plan(selection)
+            plan = analysis.plan(selection)
+            check_fits(plan.folds, selection.source.cost, selection.memory_bytes)
+            plans[analysis.name] = plan
         except (MissingSitesError, MemoryBudgetError) as error:
             if not by_default:
                 raise
             skipped[analysis.name] = str(error)
+            short = error if isinstance(error, MemoryBudgetError) else short
+    if not plans and short is not None:
+        raise short
     if not plans:
         msg = f"the store serves no analysis. {' '.join(skipped.values())}"
         raise MissingSitesError(msg)
@@ -204,16 +250,8 @@ def _execute(
     source = selection.source
     pooled = dict.fromkeys(key for plan in plans.values() for key in plan.pooled)
     stored = {key: selection.stored_key(key) for key in pooled}
-    collect = _collect_folds(stored, selection)
-    held = sum(fold.bytes for fold in collect)
-    folds = dict.fromkeys([*(f for plan in plans.values() for f in plan.folds), *collect])
-    passes = plan_passes(
-        list(folds),
-        source.cost,
-        source.borders(),
-        memory_bytes=selection.memory_bytes - held,
-        workers=runner.workers,
-    )
+    wanted = list(dict.fromkeys(f for plan in plans.values() for f in plan.folds))
+    collect, passes = _cut_passes(wanted, _collect_folds(stored, selection), selection, runner)
     results: dict[Fold[Any, Any], Any] = run_passes(source, passes, runner, progress)
     collected = {fold.key: results.pop(fold) for fold in collect}
     outcome = Outcome(selection, results, PooledSource(source, collected, stored), runner)
@@ -222,9 +260,34 @@ def _execute(
     for name, plan in plans.items():
         if progress is not None:
             progress(read, read, f"computing {name}")
-        tables |= plan.conclude(outcome)
+        for table, part in plan.conclude(outcome).items():
+            tables[table] = join_tables(tables[table], part) if table in tables else part
     facts = {"passes": len(passes), "slabs": sum(len(one.slabs) for one in passes)}
     return tables, {**facts, "bytes_read": format_bytes(read)}
+
+
+def _cut_passes(
+    wanted: list[Fold[Any, Any]],
+    collect: list[CollectFold],
+    selection: Selection,
+    runner: Runner,
+) -> tuple[list[CollectFold], list[Pass]]:
+    """Return the passes; nothing is collected where a fold fits only without what that holds."""
+    source = selection.source
+    held = sum(fold.bytes for fold in collect)
+    try:
+        passes = plan_passes(
+            [*wanted, *collect],
+            source.cost,
+            source.borders(),
+            memory_bytes=selection.memory_bytes - held,
+            workers=runner.workers,
+        )
+    except MemoryBudgetError:
+        if not collect:
+            raise
+        return _cut_passes(wanted, [], selection, runner)
+    return collect, passes
 
 
 def _collect_folds(stored: dict[ArrayKey, ArrayKey], selection: Selection) -> list[CollectFold]:

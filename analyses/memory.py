@@ -147,6 +147,14 @@ def plan_passes(
         workers //= 2
 
 
+def check_fits(folds: Sequence[Fold[Any, Any]], cost: Cost, memory_bytes: int) -> None:
+    """Raise MemoryBudgetError where one of the folds does not fit alone, with one worker."""
+    budget = Budget(int(memory_bytes * USABLE), 1)
+    large = [fold for fold in folds if not _fits([fold], cost, budget)]
+    if large:
+        raise MemoryBudgetError(_explain(large, cost, memory_bytes))
+
+
 def _needs(folds: Iterable[Fold[Any, Any]]) -> tuple[ArrayKey, ...]:
     return tuple(sorted({key for fold in folds for key in fold.needs}))
 

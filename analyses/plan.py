@@ -26,6 +26,12 @@ class Table:
     """Estimator choices, each a number or a short text."""
 
 
+def join_tables(first: Table, second: Table) -> Table:
+    """Return the rows of two analyses that fill one table; what both say of it, the first says."""
+    frame = pd.concat([first.frame, second.frame], ignore_index=True)
+    return Table(frame, {**second.attrs, **first.attrs})
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What an analysis concludes from."""
@@ -46,6 +52,8 @@ class Plan:
     folds: tuple[Fold[Any, Any], ...] = ()
     pooled: tuple[ArrayKey, ...] = ()
     """Pooled arrays that it reads."""
+    notes: tuple[str, ...] = ()
+    """What the reader should know before the store is read: what it lacks for some of it."""
 
 
 class Analysis(Protocol):

@@ -134,7 +134,7 @@ class PooledSource:
             return held.values[np.searchsorted(held.samples, samples)]
         wanted, back = np.unique(samples, return_inverse=True)
         stored = self.stored[key]
-        parts = [self._read(stored, run) for run in _runs(wanted, self.source.sizes(stored))]
+        parts = [self._read(stored, run) for run in runs_of(wanted, self.source.sizes(stored))]
         return np.concatenate(parts)[back]
 
     def _read(self, stored: ArrayKey, run: tuple[int, int]) -> NDArray:
@@ -142,7 +142,7 @@ class PooledSource:
         return piece.values if stored.pool else mean_rows(piece)
 
 
-def _runs(samples: NDArray[np.int64], sizes: NDArray[np.int64]) -> Sequence[tuple[int, int]]:
+def runs_of(samples: NDArray[np.int64], sizes: NDArray[np.int64]) -> Sequence[tuple[int, int]]:
     """Return runs (first, one past the last) of consecutive samples, each within `_READ_BYTES`."""
     runs: list[tuple[int, int]] = []
     held = 0

@@ -48,10 +48,10 @@ def summarise(
     Returns
     -------
     dict
-        JSON-able, without NaN: `command`, `created`, `seed`, `memory`, `versions`, `store` (name,
-        uuid, content digest), `captures` (what each is), `interventions` (what each changed),
-        `skipped` (analysis: reason), `tables`
-        (rows and estimator choices of each), `values`.
+        JSON-able, without NaN: `command`, `created`, `seed`, `memory`, `variant`, `faults`,
+        `versions`, `store` (name, uuid, content digest), `captures` (what each is),
+        `interventions` (what each changed), `skipped` (analysis: reason), `tables` (rows and
+        estimator choices of each), `values`.
     """
     attrs = [dataset.attrs for dataset in results.values()]
     changed = interventions_of(store)
@@ -63,6 +63,10 @@ def summarise(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": seed,
         "memory": attrs[0].get("memory") if attrs else None,
+        "variant": "paper" if "paper" in results else "corrected",
+        "faults": json.loads(results["paper"].attrs.get("faults", "[]"))
+        if "paper" in results
+        else [],
         "versions": {"python": sys.version.split()[0], **_versions()},
         "store": describe_store(store),
         "captures": {
@@ -157,6 +161,7 @@ def collect_values(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
             columns=("knn_purity_label", "knn_purity_speaker", "knn_recall"),
         ),
     }
+    makers["paper"] = _paper_values
     rows = {name: tables[name].to_dict("records") for name in makers if name in tables}
     return {name: makers[name](_plain(records)) for name, records in rows.items()}
 
@@ -167,7 +172,7 @@ def _outputs_values(rows: Sequence[_Row]) -> dict[str, Any]:
 
 
 def _probe_values(rows: Sequence[_Row]) -> dict[str, Any]:
-    """Return the best array of each capture: the one with the highest UAR over all folds."""
+    """Return the best array of each capture: highest UAR over all folds, of the logistic probe."""
     names = (
         "site",
         "layer",
@@ -181,7 +186,7 @@ def _probe_values(rows: Sequence[_Row]) -> dict[str, Any]:
     )
     best: dict[str, Any] = {}
     for row in rows:
-        if row["fold"] == "all" and row["uar"] is not None:
+        if row["fold"] == "all" and row["probe"] == "logistic" and row["uar"] is not None:
             held = best.get(row["capture"])
             if held is None or row["uar"] > held["uar"]:
                 best[row["capture"]] = _pick(row, names)
@@ -220,8 +225,10 @@ def _mean_values(
 def _cka_values(rows: Sequence[_Row]) -> dict[str, Any]:
     """Return the mean CKA over layers of the same site and layer in two captures.
 
-    From pairs of different groups where there are enough of them, else debiased.
+    From pairs of different groups where there are enough of them, else debiased; pooled, linear.
     """
+    plain = {"granularity": "pooled", "kernel": "linear"}
+    rows = [row for row in rows if all(row[name] == want for name, want in plain.items())]
     known = {row["estimator"] for row in rows if row["value"] is not None}
     estimator = "between_groups" if "between_groups" in known else "debiased"
     groups: dict[str, dict[str, list[float | None]]] = {}
@@ -243,6 +250,21 @@ def _erasure_values(rows: Sequence[_Row]) -> dict[str, Any]:
     for row in rows:
         found.setdefault(row["capture"], {})[row["intervention"]] = _pick(row, columns)
     return found
+
+
+def _paper_values(rows: Sequence[_Row]) -> dict[str, Any]:
+    """Return the mean of every quantity, corrected and under each fault, where both are known."""
+    groups: dict[str, dict[str, list[_Row]]] = {}
+    for row in rows:
+        if row["value"] is not None and row["corrected"] is not None:
+            groups.setdefault(row["quantity"], {}).setdefault(row["fault"], []).append(row)
+    return {
+        quantity: {
+            fault: {name: _mean([row[name] for row in part]) for name in ("value", "corrected")}
+            for fault, part in faults.items()
+        }
+        for quantity, faults in groups.items()
+    }
 
 
 def _pick(row: _Row, names: Sequence[str]) -> _Row:

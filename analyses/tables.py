@@ -17,12 +17,13 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "cka": (
         *_PAIR,
         *("granularity", "kernel", "estimator", "mask", "value", "value_low", "value_high"),
-        *("p_value", "null_ceiling", *_END),
+        *("p_value", "null_ceiling", "p_permutation", *_END),
     ),
     "svd": (
         *("capture", "site", "layer", "centred", "mask", "n", "sv90", "sv90_interpolated"),
         *("top10_energy", "erank", "erank_energy", "stable_rank", "participation_ratio"),
-        *("exposed", "reason"),
+        *("independent", "noise_variance", "mp_edge", "above_mp", "shuffled_edge"),
+        *("above_shuffled", "exposed", "reason"),
     ),
     "spectrum": (
         *("capture", "site", "layer", "centred", "mask", "index", "singular_value", "energy"),
@@ -41,7 +42,21 @@ COLUMNS: dict[str, tuple[str, ...]] = {
             "uar_high",
             "war",
         ),
-        *("macro_f1", "nll", "ece", "control_uar", "selectivity", *_END),
+        *("macro_f1", "nll", "ece", "control_uar", "selectivity", "p_value", "p_holm"),
+        *("delta_first", "p_first", "p_first_holm", "uar_fold_mean", "uar_fold_sd", "penalty"),
+        *_END,
+    ),
+    "probe_weights": (
+        *("capture", "site", "layer", "weight", "weight_low", "weight_high", "weight_sd", *_END),
+    ),
+    "mdl": (
+        *("capture", "site", "layer", "probe", "codelength", "codelength_sd"),
+        *("uniform_codelength", "compression", "control_compression", *_END),
+    ),
+    "row_probe": (
+        *("capture", "site", "layer", "rows", "probe", "split", "mask", "classes", "uar"),
+        *("uar_low", "uar_high", "war", "macro_f1", "control_uar", "selectivity", "p_value"),
+        *("p_holm", *_END),
     ),
     "lens": (
         *(
@@ -112,12 +127,17 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         *("knn_purity_speaker_high", "knn_purity_speaker_chance", "silhouette_label"),
         *("silhouette_speaker", *_END),
     ),
+    "paper": (
+        *("part", "quantity", "capture", "site", "layer", "capture_b", "site_b", "fault"),
+        *("value", "corrected", "difference", "ratio", "permuted", *_END),
+    ),
 }
 """Columns of each table in their order; a table may have more after them."""
 _TEXT = {
     *("capture", "site", "capture_a", "site_a", "capture_b", "site_b", "granularity", "kernel"),
     *("estimator", "mask", "probe", "split", "fold", "component", "label", "predicted"),
-    *("intervention", "change", "module", "direction", "matrix", "exposed", "reason"),
+    *("intervention", "change", "module", "direction", "matrix", "rows", "exposed", "reason"),
+    *("part", "quantity", "fault"),
     *("sample", "speaker", "method", "init"),
 }
 _WHOLE = {"layer", "layer_a", "layer_b", "n", "index", "count", "directions", "seed", "k"}

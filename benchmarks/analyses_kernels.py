@@ -10,7 +10,8 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from lorascope.analyses import linear_cka
-from lorascope.analyses.probes.probe import Task, predict_left_out
+from lorascope.analyses.probes.left_out import predict_left_out
+from lorascope.analyses.probes.task import Task
 from lorascope.analyses.spectra.scatter import Scatter, add_rows
 from lorascope.analyses.spectra.spectrum import singular_values
 

@@ -43,7 +43,18 @@ if TYPE_CHECKING:
 )
 @click.option("--scheduler", metavar="ADDRESS", help="A dask.distributed scheduler to run on.")
 @click.option(
-    "--variant", default="corrected", show_default=True, help="Definitions to use: corrected."
+    "--variant",
+    type=click.Choice(["corrected", "paper"]),
+    default="corrected",
+    show_default=True,
+    help="paper: what the published code of arXiv 2509.08454 gives, beside the corrected.",
+)
+@click.option(
+    "--fault",
+    "faults",
+    multiple=True,
+    metavar="NAME",
+    help="With --variant paper: show this fault alone; may be repeated.  [default: all]",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed.")
 @common_options
@@ -53,6 +64,7 @@ def analyze(  # noqa: PLR0913  (one parameter an option)
     store: str,
     out: str | None,
     variant: str,
+    faults: tuple[str, ...],
     seed: int,
     as_json: bool,
     quiet: bool,
@@ -62,17 +74,20 @@ def analyze(  # noqa: PLR0913  (one parameter an option)
 ) -> None:
     """Analyse a store: similarity, spectra, probes, lens, contributions and interventions.
 
-    NAMEs: cka svd probe lens contribution outputs erasure alignment weights gradients
-    embedding; none means all that the store can serve.
+    NAMEs: cka svd probe lens contribution outputs erasure alignment weights gradients embedding
+    row_probe layer_weights mdl; none means all that the store can serve but the last two.
     Writes report.html, tables/, figures/, results.zarr and summary.json.
 
     \b
     Examples:
       analyze --store demo.zarr
       analyze --store study.zarr cka svd --captures frozen,lora --layers 0-3 --out cka-study
+      analyze --store paper.zarr --variant paper --fault padding --fault biased
     """  # noqa: D301  (click reads \b as "keep these lines")
     check_loudness(quiet=quiet, verbose=verbose)
-    _refuse_later(variant=variant)
+    if faults and variant != "paper":
+        msg = f"--fault {faults[0]} needs --variant paper: faults are those of the published code"
+        raise click.UsageError(msg)
     from .. import analyses
     from ..analyses.outputs import write_outputs
     from ..store import open_store
@@ -82,7 +97,14 @@ def analyze(  # noqa: PLR0913  (one parameter an option)
     with ProgressReporter(quiet=quiet, verbose=verbose, in_bytes=True) as reporter:
         reporter.stage(f"analysing {store}")
         results = analyses.analyze(
-            opened, list(names) or None, seed=seed, progress=reporter.progress, **selection
+            opened,
+            list(names) or None,
+            variant=variant,
+            faults=faults,
+            seed=seed,
+            progress=reporter.progress,
+            notify=reporter.note,
+            **selection,
         )
         reporter.stage("writing tables, figures and the report")
         command = shlex.join(public_words("analyze", sys.argv[1:]))
@@ -90,13 +112,6 @@ def analyze(  # noqa: PLR0913  (one parameter an option)
         for name, why in summary["skipped"].items():
             reporter.note(f"{name} left out: {why}")
     _show(summary, out_path, as_json=as_json)
-
-
-def _refuse_later(*, variant: str) -> None:
-    """Refuse what later versions bring, in words that say so."""
-    if variant != "corrected":
-        msg = f"--variant {variant} is not in this version, which offers corrected"
-        raise click.UsageError(msg)
 
 
 def _check_out(out_path: Path, store: "Store") -> Path:

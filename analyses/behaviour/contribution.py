@@ -117,13 +117,15 @@ class ContributionFold:
         parts = [piece.values[tile].astype(np.float64) for piece in pieces]
         if self.components == ("lora",):
             base_nd, added_nd = parts
-            return np.stack([_compare(self.scaling * added_nd, base_nd)], axis=1)
+            return np.stack([compare_rows(self.scaling * added_nd, base_nd)], axis=1)
         h_nd, a_nd, m_nd = parts
         pairs = ((a_nd, h_nd), (m_nd, h_nd + a_nd), (a_nd + m_nd, h_nd))
-        return np.stack([_compare(added, base) for added, base in pairs], axis=1)
+        return np.stack([compare_rows(added, base) for added, base in pairs], axis=1)
 
 
-def _compare(added_nd: NDArray[np.float64], base_nd: NDArray[np.float64]) -> NDArray[np.float64]:
+def compare_rows(
+    added_nd: NDArray[np.float64], base_nd: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """Return ‖added‖/‖base‖ and their cosine, [rows, 2]; NaN where a norm below the line is 0."""
     added_n = np.sqrt(np.einsum("nd,nd->n", added_nd, added_nd))
     base_n = np.sqrt(np.einsum("nd,nd->n", base_nd, base_nd))

@@ -14,7 +14,7 @@ from ..fold import ArrayKey
 from ..plan import Outcome, Plan, Table, describe_exposure, mask_of
 from ..pooled import DEFAULT_POOL
 from ..selection import Selection, matches
-from ..similarity.cka import jackknife_groups
+from ..similarity.pairs import jackknife_groups
 from ..source import View
 from ..statistics.resampling import (
     cluster_bootstrap,

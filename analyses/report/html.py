@@ -24,6 +24,7 @@ from .section_erasure import erasure_section
 from .section_gradients import gradients_section
 from .section_lens import lens_section
 from .section_outputs import outputs_section
+from .section_paper import paper_section
 from .section_probe import probe_section
 from .section_svd import svd_section
 from .section_weights import weights_section
@@ -110,7 +111,7 @@ def make_sections(
     table = defaultdict(pd.DataFrame, tables)
     sections = [
         outputs_section(table["outputs"], table["confusion"], study),
-        probe_section(table["probe"], study),
+        probe_section(table["probe"], study, table),
         cka_section(table["cka"], study),
         alignment_section(table["alignment"], study),
         svd_section(table["svd"], table["spectrum"], study),
@@ -121,6 +122,9 @@ def make_sections(
         gradients_section(table["gradients"], study),
         embedding_section(table["embedding"], table["embedding_quality"], study),
     ]
+    if "paper" in tables:  # a variant that few ask for: its absence needs no word
+        asked = [section for section in sections if section.key in tables]
+        sections = [paper_section(table["paper"], study), *asked]
     for section in sections:
         if section.key not in tables or tables[section.key].empty:
             reason = reasons.get(section.key, "this analysis was not part of the run.")

@@ -34,7 +34,7 @@ ESTIMATORS = ("between_groups", "debiased")
 """What is shown: the first that has a value. Only the first is right for utterances of speakers."""
 COLUMNS = [
     *("capture_a", "site_a", "layer_a", "capture_b", "site_b", "layer_b"),
-    *("value", "value_low", "value_high", "p_value", "null_ceiling", "n"),
+    *("value", "value_low", "value_high", "p_value", "p_permutation", "null_ceiling", "n"),
     *("granularity", "kernel", "estimator", "mask", "exposed", "reason"),
 ]
 

@@ -37,13 +37,22 @@ from .section import FigureGroup, Section
 from .tables import view
 
 if TYPE_CHECKING:
-    from .section import Panel
+    from collections.abc import Mapping
+
+    from .section import Panel, TableView
     from .study import Study
 
 
-def probe_section(table: pd.DataFrame, study: Study) -> Section:
-    """Return UAR along the model, a panel per capture and one that lays them over each other."""
+def probe_section(
+    table: pd.DataFrame, study: Study, more: Mapping[str, pd.DataFrame] | None = None
+) -> Section:
+    """Return UAR along the model, a panel per capture and one that lays them over each other.
+
+    Drawn is the logistic probe; the other probes, and the tables of `more` (`probe_weights`, `mdl`,
+    `row_probe`), stand below as tables.
+    """
     pooled = prefer(over_all_folds(table), "probe", "logistic")
+    drawn = prefer(table, "probe", "logistic")
     path, ticks = along_the_model(pooled)
     others = take(pooled, ~np.isin(site_families(pooled), PATH))
     estimator = f"{several(path, 'probe') or 'linear'} probe, split: {several(path, 'split')}"
@@ -57,9 +66,9 @@ def probe_section(table: pd.DataFrame, study: Study) -> Section:
     ]
     best = _best_places(path, study)
     found = {capture: _finding(where(path, "capture", capture), best[capture]) for capture in best}
-    folds = single_folds(table)
+    folds = single_folds(drawn)
     findings = [sentence + _fold_spread(folds, best[name]) for name, sentence in found.items()]
-    findings += _other_findings(others, study)
+    findings += _other_findings(others, study) + _other_probes(over_all_folds(table), best)
     note = (
         f"Split: {several(path, 'split') or 'not stated'}. The best of {len(ticks[0])} positions "
         "is a little optimistic, since it was chosen on the samples that it is scored on."
@@ -71,9 +80,52 @@ def probe_section(table: pd.DataFrame, study: Study) -> Section:
         findings=[f"{sentence}." for sentence in findings] + [note] * bool(findings),
         headline=[f"{found[capture]}." for capture in study.focus if capture in found],
         figures=[group for group in groups if group.panels],
-        tables=[view(table, key="probe", title="Probe scores")] if len(table) else [],
+        tables=_tables(table, drawn, more or {}),
         missing=not_computed(over_all_folds(table), "uar", "UAR"),
     )
+
+
+_COMPARED = (
+    *("capture", "site", "layer", "probe", "n", "uar", "uar_low", "uar_high", "war"),
+    *("control_uar", "selectivity", "p_holm", "penalty", "reason"),
+)
+"""Columns of the table of the probes that are not drawn."""
+_MORE = {
+    "probe_weights": "Weights of the layers in one probe of all of them",
+    "mdl": "Codelength of the labels, in bits",
+    "row_probe": "Probes of single rows",
+}
+
+
+def _tables(
+    table: pd.DataFrame, drawn: pd.DataFrame, more: Mapping[str, pd.DataFrame]
+) -> list[TableView]:
+    """Return the scores of the probe that is drawn, those of the others, and further tables."""
+    shown = [view(drawn, key="probe", title="Probe scores")] if len(table) else []
+    other = over_all_folds(take(table, strings(table, "probe") != several(drawn, "probe")))
+    if len(other):
+        title = "The other probes, over all folds"
+        shown.append(view(other, key="probe", title=title, columns=list(_COMPARED)))
+    shown += [
+        view(more[key], key=key, title=title)
+        for key, title in _MORE.items()
+        if key in more and len(more[key])
+    ]
+    return shown
+
+
+def _other_probes(pooled: pd.DataFrame, best: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Return what the other probes read where the one that is drawn reads best."""
+    sentences = []
+    for capture, found in best.items():
+        rows = where(pooled, "capture", capture)
+        for name in ("site", "layer"):
+            rows = take(rows, strings(rows, name) == str(strings(found, name)[0]))
+        names = [str(n) for n in strings(rows, "probe") if n != strings(found, "probe")[0]]
+        texts = [f"{n} {estimate(where(rows, 'probe', n), 'uar')}" for n in names]
+        if texts:
+            sentences.append(f"{capture}, other probes at {place(found)}: UAR {', '.join(texts)}")
+    return sentences
 
 
 def _best_places(path: pd.DataFrame, study: Study) -> dict[str, pd.DataFrame]:

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from .hsic import HsicSums, u_shifts
+from .hsic import HsicSums
 
 MIN_GROUPS = 5
 """Four groups make a quadruple, and one more can be left out."""
@@ -106,7 +106,7 @@ def sum_between(sums: HsicSums) -> BetweenSums:
     for g, m in enumerate(members):
         own_ln[:, m] = row_lng[:, m, g]
     r_ln = row_lng.sum(axis=2) - own_ln
-    shift_ln = u_shifts(sums.norms_ln)
+    shift_ln = sums.shift_ln
     shift_lg = np.add.reduceat(shift_ln, starts, axis=1)
     rest_lg = shift_lg.sum(axis=1, keepdims=True) - shift_lg
     pairs, rows, cross, towards, within = np.zeros((5, n_groups, n_arrays, n_arrays))

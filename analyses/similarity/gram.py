@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backend import array_module, to_device, to_host
+from .gaussian import Gaussian, recentre
 from .hsic import HsicSums, Moments, Reader, u_shifts
 
 type Mapper = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
@@ -26,11 +27,12 @@ def map_in_turn(function: Callable[[Any], Any], items: Sequence[Any]) -> list[An
     return [function(item) for item in items]
 
 
-def sum_pairs(  # noqa: PLR0913 - two inputs, six choices of how to compute, all but two optional
+def sum_pairs(  # noqa: PLR0913 - all but three optional
     read: Reader,
     moments: Moments,
     group_n: NDArray[np.int64],
     *,
+    gaussian: Gaussian | None = None,
     dtype: type[np.floating] = np.float64,
     panel_rows: int | None = None,
     tile_bytes: int = 64 * 2**20,
@@ -48,6 +50,9 @@ def sum_pairs(  # noqa: PLR0913 - two inputs, six choices of how to compute, all
         What `find_moments` gave for the same source.
     group_n
         Group number 0 … G-1 of every sample, [samples].
+    gaussian
+        Kernel in place of the linear one; its bandwidths count in root mean square distances from
+        the mean, `moments.scales`.
     dtype
         Type of the Gram products; sums are always float64.
     panel_rows
@@ -75,23 +80,34 @@ def sum_pairs(  # noqa: PLR0913 - two inputs, six choices of how to compute, all
         np.zeros((n_arrays, n, n_groups)),
         np.zeros((n_arrays, n)),
         sorted_n,
+        np.zeros((n_arrays, n)),
     )
     panels = _panels(n, panel_rows or n)
     held = _Panels(read, moments, order, dtype, device)
     for panel in panels:
         for a, x in enumerate(held.load(panel)):
             out.norms_ln[a, panel] = to_host(np.einsum("nd,nd->n", x, x, dtype=np.float64))
-    shift_ln = to_device(u_shifts(out.norms_ln), device)
+    out.shift_ln[:] = gaussian.shifts(out.norms_ln) if gaussian else u_shifts(out.norms_ln)
+    known = _Known(to_device(out.norms_ln, device), to_device(out.shift_ln, device), sorted_n)
     for rows in panels:
         for columns in panels:
             panels_xy = held.load(rows), held.load(columns)
-            job = _Job(*panels_xy, shift_ln, sorted_n, rows, columns, device)
+            job = _Job(*panels_xy, known, gaussian, rows, columns, device)
             tiles = list(_tiles(sorted_n, rows, job.count_rows(tile_bytes)))
             for first in range(0, len(tiles), workers):
                 some = tiles[first : first + workers]
                 for tile, sums in zip(some, mapper(job.sum_tile, some), strict=True):
                     _add_tile(out, tile, sums)
-    return out
+    return recentre(out) if gaussian else out
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """Diagonal and shifts of the Gram matrices on the device, and the group of every sample."""
+
+    norms_ln: NDArray[np.float64]
+    shift_ln: NDArray[np.float64]
+    group_n: NDArray[np.int64]
 
 
 class _Panels:
@@ -162,8 +178,9 @@ class _Job:
     """Features of the rows, one array each."""
     y: Sequence[NDArray]
     """Features of the columns."""
-    shift_ln: NDArray[np.float64]
-    group_n: NDArray[np.int64]
+    known: _Known
+    """What is there before the first tile."""
+    gaussian: Gaussian | None
     rows: slice
     columns: slice
     device: str
@@ -181,15 +198,19 @@ class _Job:
         gram = array_module(self.device).empty(shape, dtype=self.x[0].dtype)
         for out, x, y in zip(gram, self.x, self.y, strict=True):
             np.matmul(x[local], y.T, out=out)
-        group_n = self.group_n[columns]
-        starts = np.flatnonzero(np.diff(group_n, prepend=-1))  # sorted by group
-        row_ltg = _sum_groups(gram, starts)
-        gram += self.shift_ln[:, tile, None]
-        gram += self.shift_ln[:, None, columns]
         same = np.arange(max(tile.start, columns.start), min(tile.stop, columns.stop))
         same = to_device(same, self.device)
+        if self.gaussian:
+            norms_ln = self.known.norms_ln
+            self.gaussian.apply(gram, norms_ln[:, tile], norms_ln[:, columns], self.device)
+            gram[:, same - tile.start, same - columns.start] = 0
+        group_n = self.known.group_n[columns]
+        starts = np.flatnonzero(np.diff(group_n, prepend=-1))  # sorted by group
+        row_ltg = _sum_groups(gram, starts)
+        gram += self.known.shift_ln[:, tile, None]
+        gram += self.known.shift_ln[:, None, columns]
         gram[:, same - tile.start, same - columns.start] = 0
-        group = int(self.group_n[tile.start])
+        group = int(self.known.group_n[tile.start])
         products_ll = _square(gram)
         first, last = np.searchsorted(group_n, [group, group + 1])
         alone = last - first == group_n.size

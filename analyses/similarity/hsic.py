@@ -43,6 +43,8 @@ class HsicSums:
     """Its diagonal, [arrays, samples]."""
     group_n: NDArray[np.int64]
     """Group number of every sample."""
+    shift_ln: NDArray[np.float64]
+    """s_i, where u[i, j] is the centred Gram matrix plus s_i + s_j, [arrays, samples]."""
 
     @property
     def n_groups(self) -> int:
@@ -129,7 +131,7 @@ def hsic(sums: HsicSums, *, without: int | None = None) -> tuple[NDArray, NDArra
     norms_ln, row_ln, shift_ln = (
         sums.norms_ln[:, keep],
         row_ln[:, keep],
-        u_shifts(sums.norms_ln)[:, keep],
+        sums.shift_ln[:, keep],
     )
     rho_ln = row_ln - norms_ln + (n - 2) * shift_ln + shift_ln.sum(axis=1, keepdims=True)
     tau_l = rho_ln.sum(axis=1)

@@ -16,6 +16,7 @@ from ..lora.projection import Projection, Turned, find_projection
 from ..plan import Outcome, Plan, Table, describe_exposure, mask_of
 from ..selection import Selection, matches
 from ..source import View
+from .nulls import compare_with_noise
 from .scatter import TILE_ROWS, Scatter, add_rows, merge_scatter
 from .spectrum import describe_spectrum, singular_values
 
@@ -34,6 +35,8 @@ class Spectra:
     """Of the rows as they are."""
     reason: str
     """Why there are none; empty otherwise."""
+    squares: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+    """Sums of squares of every column, around its mean and as it is; None with a reason."""
     turned: Turned | None = None
     """What the similarity with a LoRA partner follows from, where the array has one."""
 
@@ -65,9 +68,8 @@ class ScatterFold:
 
     @property
     def scratch_bytes(self) -> int:
-        """A centred tile, its product and the outer product of the means."""
-        tile = TILE_ROWS * self.width * (self.itemsize + 8)
-        return tile + 2 * 8 * self.width**2
+        """A centred tile, its product and the outer product of means; or copies of `finish`."""
+        return TILE_ROWS * self.width * self.itemsize + 3 * 8 * self.width**2
 
     def state_bytes(self, workers: int) -> int:
         """One float64 matrix for each worker."""
@@ -97,7 +99,9 @@ class ScatterFold:
         # a mean that is not exact leaves rounding where every row is the same
         floor = 1e-12 * uncentred[0]
         centred = np.where(centred <= floor, 0.0, centred) if centred[0] <= floor else centred
-        return Spectra(state.n, centred, uncentred, "", self._turned(state))
+        square_d = to_host(state.scatter_dd.diagonal().copy())
+        squares = square_d, square_d + state.n * np.square(to_host(state.mean_d))
+        return Spectra(state.n, centred, uncentred, "", squares, self._turned(state))
 
     def _turned(self, state: Scatter) -> Turned | None:
         matrix_dk = None if self.projection is None else self.projection.matrix_dk
@@ -151,13 +155,17 @@ def _conclude(folds: dict[ArrayKey, ScatterFold], outcome: Outcome) -> dict[str,
         place = {"capture": key.capture, "site": key.site, "layer": key.layer}
         for centred, sigma in ((True, spectra.centred), (False, spectra.uncentred)):
             head = {**place, "centred": centred, "mask": mask_of(view, key.site)}
+            noise = _compare_with_noise(fold, view, spectra, sigma, centred=centred)
             reason = spectra.reason or ("constant features" if not sigma.any() else "")
+            if not reason and noise["independent"] < 2:
+                reason = f"noise: {noise['independent']:.0f} samples; at least 2 are needed"
             rows.append(
                 {
                     **head,
                     "n": spectra.n,
                     "exposed": describe_exposure(view, view.samples),
                     **describe_spectrum(sigma),
+                    **noise,
                     "reason": reason,
                 }
             )
@@ -166,12 +174,34 @@ def _conclude(folds: dict[ArrayKey, ScatterFold], outcome: Outcome) -> dict[str,
     attrs = {
         "arithmetic": "block-centred products in the stored precision, summed in float64",
         "resolution": "float32 products: singular values below 2e-4 of the largest are rounding",
+        "noise": (
+            "eigenvalues above the edges of Marchenko-Pastur and of shuffled columns, for as "
+            "many independent rows as there are samples: frames of one sample are dependent"
+        ),
         "rank_lora_b": "B outputs have at most r singular values; the rounding beyond is left out",
     }
     return {
         "svd": Table(pd.DataFrame(rows), attrs),
         "spectrum": Table(pd.concat(spectrum, ignore_index=True), attrs),
     }
+
+
+def _compare_with_noise(
+    fold: ScatterFold,
+    view: View,
+    spectra: Spectra,
+    sigma: NDArray[np.float64],
+    *,
+    centred: bool,
+) -> dict[str, float]:
+    counts = view.rows[view.info(fold.key).stream][view.samples]
+    return compare_with_noise(
+        sigma,
+        np.zeros(0) if spectra.squares is None else spectra.squares[not centred],
+        rows=spectra.n,
+        independent=int(np.count_nonzero(counts)),
+        dimension=fold.rank,
+    )
 
 
 def _tabulate(head: dict[str, object], sigma: NDArray[np.float64]) -> pd.DataFrame:

@@ -71,3 +71,32 @@ def _calibration_error(hit_n: NDArray[np.bool_], confidence_n: NDArray[np.float6
     bin_n = np.minimum((confidence_n * ECE_BINS).astype(np.int64), ECE_BINS - 1)
     gaps = np.bincount(bin_n, weights=hit_n - confidence_n, minlength=ECE_BINS)
     return float(np.abs(gaps).sum() / hit_n.size)
+
+
+def fold_recalls(
+    class_ns: NDArray[np.int64],
+    predicted_ns: NDArray[np.int64],
+    group_n: NDArray[np.int64],
+    n_classes: int,
+) -> NDArray[np.float64]:
+    """Return the UAR within each group, [groups, label sets].
+
+    Parameters
+    ----------
+    class_ns, predicted_ns
+        True and predicted class numbers, [samples, label sets].
+    group_n
+        Group numbers 0 … G-1.
+    n_classes
+        Number of classes.
+    """
+    n_groups, n_sets = int(group_n.max()) + 1, class_ns.shape[1]
+    cell_ns = (group_n[:, None] * n_sets + np.arange(n_sets)) * n_classes + class_ns
+    shape = (n_groups, n_sets, n_classes)
+    size = n_groups * n_sets * n_classes
+    support = np.bincount(cell_ns.ravel(), minlength=size).reshape(shape)
+    right = (class_ns == predicted_ns).ravel().astype(np.float64)
+    hits = np.bincount(cell_ns.ravel(), weights=right, minlength=size).reshape(shape)
+    occurs = support > 0
+    recall = np.where(occurs, hits / np.maximum(support, 1), 0.0)
+    return recall.sum(axis=2) / np.maximum(occurs.sum(axis=2), 1)

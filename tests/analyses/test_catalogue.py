@@ -20,20 +20,23 @@ from lorascope.store import LorascopeError, create_store, open_store
 
 def test_the_catalogue_describes_every_analysis() -> None:
     every = {"cka", "svd", "probe", "lens", "contribution", "outputs", "erasure"}
-    assert set(ANALYSES) == every | {"alignment", "weights", "gradients", "embedding"}
+    every |= {"row_probe", "embedding", "layer_weights", "mdl"}
+    assert set(ANALYSES) == every | {"alignment", "weights", "gradients"}
     assert all(len(text) > 20 for text in ANALYSES.values())
 
 
 def test_none_means_everything(study) -> None:
     results = analyze(open_store(study.path))
-    # this store has no interventions, no matrices of its adapters and no gradients
-    assert set(results) == set(COLUMNS) - {"erasure", "weights", "subspaces", "gradients"}
+    # this store has no interventions, no matrices of its adapters, no gradients, no row columns
+    absent = {"erasure", "weights", "gradients", "row_probe"}
+    by_name = {"layer_weights", "mdl"}  # run where they are asked for
+    assert set(results) == set(COLUMNS) - absent - {"subspaces", "probe_weights", "mdl", "paper"}
     for name, dataset in results.items():
         assert set(dataset.sizes) == {"entry"}
         assert list(dataset.data_vars)[: len(COLUMNS[name])] == list(COLUMNS[name])
         assert dataset.attrs["seed"] == 0
         assert dataset.attrs["passes"] == 1
-        assert set(json.loads(dataset.attrs["skipped"])) == {"erasure", "weights", "gradients"}
+        assert set(json.loads(dataset.attrs["skipped"])) == absent | by_name
     layers = results["cka"]["layer_a"].to_numpy()
     assert layers.dtype == np.int64
     assert layers.min() == -1

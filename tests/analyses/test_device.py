@@ -65,7 +65,7 @@ def test_arrays_of_host_and_device_never_mix(study, fake) -> None:
 
 def test_a_run_in_small_blocks_and_panels(study, fake) -> None:
     assert_equal(
-        tables(study.path, "cuda", memory="3MiB"), tables(study.path, "cpu", memory="3MiB")
+        tables(study.path, "cuda", memory="6MiB"), tables(study.path, "cpu", memory="6MiB")
     )
 
 
@@ -101,7 +101,7 @@ def test_a_device_out_of_memory_says_what_to_do(study, fake) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not cupy_sees_a_device(), reason="cupy is not installed or sees no device")
-@pytest.mark.parametrize("memory", ["2GiB", "3MiB"])
+@pytest.mark.parametrize("memory", ["2GiB", "6MiB"])
 def test_cupy_gives_what_numpy_gives(study, memory) -> None:
     assert_equal(
         tables(study.path, "cuda", memory=memory), tables(study.path, "cpu", memory=memory)

@@ -7,7 +7,8 @@ from sklearn.metrics import log_loss, recall_score
 from sklearn.preprocessing import StandardScaler
 
 from lorascope.analyses import AnalysisInputError, MissingSitesError, Probe, analyze, to_tables
-from lorascope.analyses.probes.probe import make_task, predict_left_out
+from lorascope.analyses.probes.left_out import predict_left_out
+from lorascope.analyses.probes.probe import make_task
 from lorascope.analyses.source import Source
 from lorascope.store import Site, create_store, open_store
 
@@ -28,7 +29,8 @@ def loop(x: np.ndarray, labels: np.ndarray, speakers: np.ndarray, c: float) -> n
 
 @pytest.fixture(scope="module")
 def probed(study):
-    return to_tables(analyze(study.path, ["probe"]))["probe"]
+    table = to_tables(analyze(study.path, ["probe"]))["probe"]
+    return table[table["probe"] == "logistic"]
 
 
 def features(study, capture: str, site: str, layer: int) -> np.ndarray:

@@ -84,7 +84,20 @@ def test_sites_that_were_not_captured(run, store: Path):
         (["--layers", "3-1"], "names no layer"),
         (["--captures", ","], "expected names separated by commas"),
         (["--device", "tpu"], "'tpu' is not one of 'cpu', 'cuda'"),
-        (["--variant", "paper"], "--variant paper is not in this version, which offers corrected"),
+        (["--variant", "papr"], "'papr' is not one of 'corrected', 'paper'"),
+        (["--fault", "padding"], "--fault padding needs --variant paper"),
+        (
+            ["--variant", "paper", "--fault", "paddin"],
+            "no fault 'paddin'. Did you mean 'padding'? There are: padding, micro-average",
+        ),
+        (
+            ["--variant", "paper", "probe"],
+            "nothing was published of probe. The paper variant has contribution",
+        ),
+        (
+            ["--variant", "paper", "svd", "--fault", "biased"],
+            "fault 'biased' is one of cka, which was not asked for: svd",
+        ),
         (["--exact"], "No such option '--exact'"),
         (["-q", "-v"], "contradict"),
     ],
