@@ -117,12 +117,9 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
     Returns
     -------
     dict
-        Datasets by table name (`cka`, `svd`, `spectrum`, `probe`, `probe_weights`, `mdl`,
-        `row_probe`, `lens`, `contribution`, `outputs`, `confusion`, `erasure`, `alignment`,
-        `weights`, `subspaces`, `gradients`, `embedding`, `embedding_quality`), each of one
-        dimension `entry` with the columns as variables. The attributes say seed, memory, passes,
-        bytes read, the store and the choices of the estimator. Captures of interventions appear in
-        `erasure` alone.
+        Datasets by table name (`tables.COLUMNS` lists them), each of one dimension `entry` with the
+        columns as variables. The attributes say seed, memory, passes, bytes read, the store and
+        the choices of the estimator. Captures of interventions appear in `erasure` alone.
 
     Raises
     ------
