@@ -10,6 +10,7 @@ from .behaviour.lens import Lens as Lens
 from .behaviour.scores import Scores as Scores
 from .catalogue import ANALYSES as ANALYSES
 from .catalogue import analyze as analyze
+from .embedding.embedding import Embedding as Embedding
 from .errors import AnalysisError as AnalysisError
 from .errors import AnalysisInputError as AnalysisInputError
 from .errors import MemoryBudgetError as MemoryBudgetError

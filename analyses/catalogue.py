@@ -16,6 +16,7 @@ from .behaviour.contribution import Contribution
 from .behaviour.erasure import Erasure
 from .behaviour.lens import Lens
 from .behaviour.scores import Scores
+from .embedding.embedding import Embedding
 from .engine import Progress, Runner, open_runner, run_passes
 from .errors import AnalysisInputError, MemoryBudgetError, MissingSitesError
 from .fold import ArrayKey, Fold
@@ -48,6 +49,7 @@ CATALOGUE: dict[str, Analysis] = {
     "alignment": Alignment(),
     "weights": Weights(),
     "gradients": Gradients(),
+    "embedding": Embedding(),
     "row_probe": RowProbe(),
     "layer_weights": LayerWeights(),
     "mdl": CodeLength(),
@@ -115,11 +117,9 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
     Returns
     -------
     dict
-        Datasets by table name (`cka`, `svd`, `spectrum`, `probe`, `probe_weights`, `mdl`,
-        `row_probe`, `lens`, `contribution`, `outputs`, `confusion`, `erasure`, `alignment`,
-        `weights`, `subspaces`, `gradients`), each of one dimension `entry` with the columns as
-        variables. The attributes say seed, memory, passes, bytes read, the store and the choices of
-        the estimator. Captures of interventions appear in `erasure` alone.
+        Datasets by table name (`tables.COLUMNS` lists them), each of one dimension `entry` with the
+        columns as variables. The attributes say seed, memory, passes, bytes read, the store and
+        the choices of the estimator. Captures of interventions appear in `erasure` alone.
 
     Raises
     ------

@@ -155,6 +155,11 @@ def collect_values(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
             keys=("capture", "site"),
             columns=("norm_mean", "within_class_cosine", "between_class_cosine"),
         ),
+        "embedding_quality": partial(
+            _mean_values,
+            keys=("capture", "site"),
+            columns=("knn_purity_label", "knn_purity_speaker", "knn_recall"),
+        ),
     }
     makers["paper"] = _paper_values
     rows = {name: tables[name].to_dict("records") for name in makers if name in tables}

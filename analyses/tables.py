@@ -114,6 +114,19 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         *("between_class_cosine_low", "between_class_cosine_high", "noise_scale"),
         *("noise_scale_low", "noise_scale_high", *_END),
     ),
+    "embedding": (
+        *("capture", "site", "layer", "sample", "x", "y", "seed", "knn_purity_label"),
+        *("knn_purity_speaker", "label", "speaker", "method", "k", *_END),
+    ),
+    "embedding_quality": (
+        *("capture", "site", "layer", "method", "seed", "init", "k", "knn_recall"),
+        *("knn_recall_chance", "trustworthiness", "knn_purity_label", "knn_purity_label_low"),
+        *("knn_purity_label_high", "knn_purity_label_chance", "knn_purity_label_across"),
+        *("knn_purity_label_across_low", "knn_purity_label_across_high"),
+        *("knn_purity_label_across_chance", "knn_purity_speaker", "knn_purity_speaker_low"),
+        *("knn_purity_speaker_high", "knn_purity_speaker_chance", "silhouette_label"),
+        *("silhouette_speaker", *_END),
+    ),
     "paper": (
         *("part", "quantity", "capture", "site", "layer", "capture_b", "site_b", "fault"),
         *("value", "corrected", "difference", "ratio", "permuted", *_END),
@@ -125,8 +138,9 @@ _TEXT = {
     *("estimator", "mask", "probe", "split", "fold", "component", "label", "predicted"),
     *("intervention", "change", "module", "direction", "matrix", "rows", "exposed", "reason"),
     *("part", "quantity", "fault"),
+    *("sample", "speaker", "method", "init"),
 }
-_WHOLE = {"layer", "layer_a", "layer_b", "n", "index", "count", "directions"}
+_WHOLE = {"layer", "layer_a", "layer_b", "n", "index", "count", "directions", "seed", "k"}
 _LAYERS = ("layer", "layer_a", "layer_b")
 
 

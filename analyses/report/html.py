@@ -19,6 +19,7 @@ from .section import Section, TableView
 from .section_alignment import alignment_section
 from .section_cka import cka_section
 from .section_contribution import contribution_section
+from .section_embedding import embedding_section
 from .section_erasure import erasure_section
 from .section_gradients import gradients_section
 from .section_lens import lens_section
@@ -119,6 +120,7 @@ def make_sections(
         erasure_section(table["erasure"], study),
         weights_section(table["weights"], table["subspaces"], study),
         gradients_section(table["gradients"], study),
+        embedding_section(table["embedding"], table["embedding_quality"], study),
     ]
     if "paper" in tables:  # a variant that few ask for: its absence needs no word
         asked = [section for section in sections if section.key in tables]

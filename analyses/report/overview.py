@@ -25,6 +25,7 @@ VALUE = {
     "erasure": "delta_uar",
     "alignment": "value",
     "gradients": "norm_mean",
+    "embedding": "x",
 }
 """The column that says whether a row of a table holds a result."""
 

@@ -54,6 +54,20 @@ class Series:
     """Whether to draw a thin dotted line, with small crosses, in the series' own colour."""
 
 
+@dataclass(frozen=True, slots=True)
+class Cloud:
+    """The points of one group in a scatter figure."""
+
+    label: str
+    """What the legend says; empty for points without an entry."""
+    x: NDArray[np.float64]
+    """Places across, [points]."""
+    y: NDArray[np.float64]
+    """Places upwards, [points]."""
+    style: int | None
+    """Which colour and marker; None draws muted points."""
+
+
 @contextmanager
 def house_style() -> Iterator[None]:
     """Draw and save figures in the report's style; strings are text, never mathematics."""
@@ -182,6 +196,36 @@ def heatmap_figure(
     axes.tick_params(length=0)
     bar = figure.colorbar(image, ax=axes, shrink=0.85, label=value_label)
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue] a spine, typed as a table of spines
+    return figure
+
+
+def scatter_figure(clouds: Sequence[Cloud], *, below: str) -> Figure:
+    """Return groups of points in a plane without units, with a text and a legend below.
+
+    Groups differ by colour and marker: the marker shifts when the colours have all been used.
+    """
+    figure, axes = _blank(4.8, 4.8)
+    for cloud in clouds:
+        index = cloud.style or 0
+        marker = MARKERS[(index + index // len(SERIES)) % len(MARKERS)]
+        axes.plot(
+            cloud.x,
+            cloud.y,
+            color=MUTED if cloud.style is None else SERIES[index % len(SERIES)],
+            label=cloud.label or "_",
+            linestyle="none",
+            marker="." if cloud.style is None else marker,
+            markersize=4,
+            markeredgewidth=0,
+            alpha=0.75,
+        )
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel(below, fontsize=9.5)
+    if any(cloud.label for cloud in clouds):
+        figure.legend(loc="outside lower center", ncols=4)
     return figure
 
 

@@ -20,7 +20,7 @@ from lorascope.store import LorascopeError, create_store, open_store
 
 def test_the_catalogue_describes_every_analysis() -> None:
     every = {"cka", "svd", "probe", "lens", "contribution", "outputs", "erasure"}
-    every |= {"row_probe", "layer_weights", "mdl"}
+    every |= {"row_probe", "embedding", "layer_weights", "mdl"}
     assert set(ANALYSES) == every | {"alignment", "weights", "gradients"}
     assert all(len(text) > 20 for text in ANALYSES.values())
 

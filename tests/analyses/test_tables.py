@@ -21,6 +21,9 @@ CONTRACT = {
     "alignment": "capture module layer direction mask value null_mean null_low null_high p_value",
     "outputs": "capture uar war",
     "confusion": "capture label predicted count",
+    "embedding": "capture site layer sample x y seed knn_purity_label knn_purity_speaker",
+    "embedding_quality": "capture site layer method seed knn_recall trustworthiness "
+    "knn_purity_label knn_purity_speaker silhouette_label silhouette_speaker",
 }
 
 

@@ -98,6 +98,25 @@ def probe_table(layers: int) -> pd.DataFrame:
     return with_layers(rows, "cluster bootstrap over speakers, 95 %")
 
 
+def embedding_tables() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return 400 points of two starts for each capture, and the numbers of both starts."""
+    points, quality = [], []
+    for capture in CAPTURES:
+        for seed, init in enumerate(("pca", "random")):
+            head = {"capture": capture, "site": "resid_post", "layer": 2, "method": "tsne"}
+            head |= {"seed": seed, "k": 10, "n": 400, "exposed": "none", "reason": ""}
+            points += [
+                {**head, "sample": f"utt-secret-{i}", "x": float(i), "y": float(seed)}
+                | {"label": LABELS[i % 2], "speaker": f"speaker-{i % 7}"}
+                for i in range(400)
+            ]
+            chances = {"knn_purity_label_chance": 0.25, "knn_purity_speaker_chance": 0.05}
+            numbers = spread("knn_purity_label", 0.6) | spread("knn_purity_speaker", 0.3) | chances
+            quality.append(head | {"init": init, "knn_recall": 0.5 + 0.1 * seed} | numbers)
+    method = "delete-one-speaker jackknife, 95 %"
+    return with_layers(points, method), with_layers(quality, method)
+
+
 def make_tables(layers: int = LAYERS) -> dict[str, pd.DataFrame]:
     svd, spectrum = spectra(layers)
     lens, contribution = [], []
@@ -162,6 +181,7 @@ def make_tables(layers: int = LAYERS) -> dict[str, pd.DataFrame]:
         for c in CAPTURES
         for i in range(layers)
     ]
+    points, quality = embedding_tables()
     cells = [(c, t, p) for c in CAPTURES for t in LABELS for p in LABELS]
     return {
         "cka": cka_table(layers),
@@ -175,6 +195,8 @@ def make_tables(layers: int = LAYERS) -> dict[str, pd.DataFrame]:
         "weights": with_layers(weights),
         "subspaces": with_layers(shared),
         "gradients": with_layers(gradients, "delete-one-speaker jackknife, 95 %"),
+        "embedding": points,
+        "embedding_quality": quality,
         "outputs": with_layers(scores, "cluster bootstrap over speakers, 95 %"),
         "confusion": with_layers(
             [

@@ -32,7 +32,7 @@ def test_strings_of_a_store_stay_text(tables, summary, render, tmp_path) -> None
 
 NAMES = (
     *("cka", "svd", "probe", "lens", "contribution", "outputs", "erasure", "alignment"),
-    *("weights", "gradients"),
+    *("weights", "gradients", "embedding"),
 )
 
 
@@ -59,6 +59,8 @@ def test_values_that_could_not_be_computed_are_listed(page, tables, render, tmp_
 
 
 def test_sample_ids_never_appear(tables, render, tmp_path) -> None:
-    outputs = tables()["outputs"].assign(sample="utt-secret", id="utt-secret")
-    page = render({"outputs": outputs}, {}, tmp_path)
+    given = {name: tables()[name] for name in ("outputs", "embedding", "embedding_quality")}
+    given["outputs"] = given["outputs"].assign(sample="utt-secret", id="utt-secret")
+    page = render(given, {}, tmp_path)
     assert "utt-secret" not in page.source
+    assert "speaker-3" not in page.source

@@ -41,7 +41,7 @@ def test_ids_are_unique_and_every_reference_leads_somewhere(page) -> None:
 
 def test_every_caption_says_how_the_numbers_came_about(page) -> None:
     captions = page.texts["figcaption"]
-    assert len(captions) == 17
+    assert len(captions) == 18
     for text in captions:
         assert re.search(r"N = \d", text)
         assert "estimator:" in text
@@ -104,6 +104,22 @@ def test_figures_stand_alone_and_follow_the_page(page) -> None:
             if attrs.get(key, "").lower() in THEME:  # else it would stay dark on dark
                 assert f"{key[0]}-{THEME[attrs[key].lower()]}" in attrs["class"]
     assert "prefers-color-scheme: dark" in page.texts["style"][0]
+
+
+def test_pictures_stand_beside_their_numbers(page) -> None:
+    panel = re.search(r"<svg[^>]*embedding-1-title.*?</svg>", page.source, re.DOTALL)
+    assert panel
+    # the first start alone, and no more points than promised, of the two labels
+    assert panel[0].count("<use") == 300 + 2  # and those of the legend
+    assert {"s0", "s1"} <= set(re.findall(r"f-(s\d)", panel[0]))
+    for text in (
+        "same label: 0.60 [0.50, 0.70], chance 0.25",
+        "same speaker: 0.30 [0.20, 0.40], chance 0.05",
+        "neighbours kept in the picture: 0.50",
+        "300 of 400 samples as points",
+    ):
+        assert text in panel[0]
+    assert "Panels cannot be compared by eye" in page.text
 
 
 def test_lines_differ_by_more_than_colour(page) -> None:
