@@ -147,11 +147,13 @@ _LAYERS = ("layer", "layer_a", "layer_b")
 def to_dataset(name: str, table: Table, attrs: Mapping[str, Any]) -> xr.Dataset:
     """Return a table as a dataset of one dimension `entry`, with its attributes.
 
-    Text is text, whole numbers are int64 (`layer` -1 for sites without layers), the rest float64.
+    Text is text, whole numbers are int64 (`layer` -1 for sites without layers). Columns of a table
+    that is not in `COLUMNS` (that of a user's own fold) keep their type, whatever their name.
     """
     frame = table.frame
     columns = [*COLUMNS.get(name, ()), *frame.columns]
-    data = {column: _convert(frame, column) for column in dict.fromkeys(columns)}
+    convert = _convert if name in COLUMNS else _keep
+    data = {column: convert(frame, column) for column in dict.fromkeys(columns)}
     variables = {column: ("entry", values) for column, values in data.items()}
     return xr.Dataset(variables, attrs={**attrs, **table.attrs})
 
@@ -166,8 +168,14 @@ def _convert(frame: pd.DataFrame, column: str) -> np.ndarray:
         return np.full(len(frame), np.nan)
     if column in _WHOLE:
         return frame[column].to_numpy(dtype=np.int64)
-    values = frame[column].to_numpy()
-    return values if values.dtype == bool or column not in COLUMNS else values.astype(np.float64)
+    return frame[column].to_numpy()
+
+
+def _keep(frame: pd.DataFrame, column: str) -> np.ndarray:
+    values = frame[column]
+    if pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values):
+        return values.to_numpy()
+    return values.astype(object).where(values.notna(), "").astype(str).to_numpy(dtype=object)
 
 
 def to_tables(results: Mapping[str, xr.Dataset]) -> dict[str, pd.DataFrame]:

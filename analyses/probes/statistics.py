@@ -160,7 +160,7 @@ def gather_rows(x_nd: NDArray[np.float64], class_ns: NDArray[np.int64], n_classe
 
 def _subtract_square(square_dd: NDArray[np.float64], x_d: NDArray, weight: float) -> None:
     """Take weight · xx' from a symmetric matrix, in place."""
-    ger = get_blas_funcs("ger", (square_dd,))
+    (ger,) = get_blas_funcs(("ger",), (square_dd,))
     ger(-weight, x_d, x_d, a=square_dd.T, overwrite_a=1)
 
 

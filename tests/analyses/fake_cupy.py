@@ -14,7 +14,19 @@ from typing import Any
 import numpy as np
 
 PASSED = ("T", "dtype", "itemsize", "nbytes", "ndim", "shape", "size")
-CALLED = ("all", "any", "astype", "copy", "max", "mean", "min", "reshape", "sum", "transpose")
+CALLED = (
+    "all",
+    "any",
+    "astype",
+    "copy",
+    "diagonal",
+    "max",
+    "mean",
+    "min",
+    "reshape",
+    "sum",
+    "transpose",
+)
 
 
 class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
