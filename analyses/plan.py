@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .engine import Runner
 from .fold import ArrayKey, Fold
 from .pooled import PooledSource
-from .selection import Selection
+from .selection import Selection, matches
 from .source import View
 
 
@@ -88,12 +88,18 @@ def describe_exposure(view: View, samples: NDArray[np.int64], *, through: str = 
 
 
 def mask_of(view: View, site: str) -> str:
-    """Return which frames the rows of a site are, as recorded: `valid`, `all` or `every:K`."""
-    record = view.attrs.get("record") or {}
-    sites = record.get("sites")
-    own = sites.get(site) if isinstance(sites, Mapping) else None
-    frames = own.get("frames") if isinstance(own, Mapping) else None
-    return str(frames or record.get("frames") or "valid")
+    """Return which frames the rows of a site are, as recorded: `valid`, `all` or `every:K`.
+
+    Configurations name sites by their first parts: `lora_a` for `lora_a.v_proj`.
+    """
+    record = view.attrs.get("record")
+    record = record if isinstance(record, Mapping) else {}
+    table = record.get("gradients" if site.startswith("grad.") else "sites")
+    own = site.removeprefix("grad.")
+    for name, options in table.items() if isinstance(table, Mapping) else ():
+        if matches(own, str(name)) and isinstance(options, Mapping) and options.get("frames"):
+            return str(options["frames"])
+    return str(record.get("frames") or "valid")
 
 
 def most_exposed(*words: str) -> str:

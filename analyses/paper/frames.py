@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..fold import Piece
-from ..selection import Selection, matches
+from ..plan import mask_of
+from ..selection import Selection
 from ..source import View
 
 COLUMN = "valid_frames"
@@ -57,7 +58,7 @@ class Frames:
 
 def frames_of(selection: Selection, view: View, site: str) -> Frames:
     """Return which frames the rows of a site are."""
-    mask = _recorded(view, site)
+    mask = mask_of(view, site)
     if mask != "all":
         return Frames(site, mask)
     table = selection.source.capture(view.name).samples
@@ -68,19 +69,6 @@ def frames_of(selection: Selection, view: View, site: str) -> Frames:
     valid_n = np.zeros(view.index_n.size, dtype=np.int64)
     valid_n[present] = own[view.index_n[present]]
     return Frames(site, mask, valid_n)
-
-
-def _recorded(view: View, site: str) -> str:
-    """Return `frames` of a site from the configuration, which names it by its first parts."""
-    record = view.attrs.get("record")
-    record = record if isinstance(record, Mapping) else {}
-    gradient = site.startswith("grad.")
-    table = record.get("gradients" if gradient else "sites")
-    own = site.removeprefix("grad.")
-    for name, options in table.items() if isinstance(table, Mapping) else ():
-        if matches(own, str(name)) and isinstance(options, Mapping) and options.get("frames"):
-            return str(options["frames"])
-    return str(record.get("frames") or "valid")
 
 
 def note_padding(faults: str, frames: Iterable[Frames]) -> tuple[str, ...]:
