@@ -12,18 +12,10 @@ from lorascope.analyses import kernel_cka, linear_cka
 
 @pytest.fixture(scope="module")
 def peers() -> SimpleNamespace:
-    """Import what takes seconds once, and not when tests are collected.
-
-    dcor compiles functions that no test here calls, for half of the time: they stay Python.
-    """
+    """Import what takes seconds once, and not when tests are collected (dcor compiles itself)."""
     import cka
-    import rsatoolbox
-    from numba.core import config
-
-    before, config.DISABLE_JIT = config.DISABLE_JIT, 1
     import dcor
-
-    config.DISABLE_JIT = before
+    import rsatoolbox
     import torch
     from sklearn.metrics import pairwise
 
