@@ -106,6 +106,8 @@ def test_signals_at_random_moments(ram, forker, seed, amount, note):
             if code == 0:
                 break
             codes[code] += 1
+            if code < 0:  # before the command looked: the machine is slower than when it was timed
+                whole *= 1.25
         run.check_whole(path, expected)
         runs += 1
         for folder in (path, ram / "undisturbed", ram / "timed"):
