@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import warnings
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from ..errors import AnalysisInputError
+from ..statistics.draws import seeded
 
 METHODS = ("tsne", "umap")
 STEPS = 500
@@ -106,20 +106,12 @@ def _place(
     component_nc: NDArray[np.float64], ids: NDArray[np.object_], start: Start
 ) -> NDArray[np.float64]:
     """Return start places whose first axis has a deviation of 1, [samples, 2]."""
-    random_nd = np.stack([_normal(f"{start.seed}/{name}") for name in ids])
+    random_nd = np.stack([seeded(f"{start.seed}/{name}").standard_normal(2) for name in ids])
     if start.init == "random":
         return random_nd
     first_nd = component_nc[:, :2] / component_nc[:, 0].std()
     # a line has no second component: its points leave it a little, or the picture would be a line
     return first_nd if first_nd.shape[1] == 2 else np.c_[first_nd, 0.01 * random_nd[:, 1]]
-
-
-def _normal(text: str) -> NDArray[np.float64]:
-    """Return two standard normal numbers that depend on a text."""
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-    u, v = (int.from_bytes(part, "little") for part in (digest[:8], digest[8:]))
-    radius, angle = np.sqrt(-2 * np.log((u + 1) / (2**64 + 1))), 2 * np.pi * v / 2**64
-    return radius * np.array([np.cos(angle), np.sin(angle)])
 
 
 def _fit_tsne(

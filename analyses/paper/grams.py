@@ -7,6 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from ..similarity.hsic import u_centre
+
 type Read = Callable[[int], NDArray]
 """`read(i)`: all rows of the i-th sample, [rows, features]."""
 
@@ -87,22 +89,12 @@ def hsic_debiased(k_nn: NDArray, l_nn: NDArray) -> float:
     n = len(k_nn)
     if n < 4:
         return float("nan")
-    return float((_u_centre(k_nn) * _u_centre(l_nn)).sum() / (n * (n - 3)))
+    return float((u_centre(k_nn.copy()) * u_centre(l_nn.copy())).sum() / (n * (n - 3)))
 
 
 def _centre(k_nn: NDArray) -> NDArray:
     mean_n = k_nn.mean(axis=0)
     return k_nn - mean_n - mean_n[:, None] + k_nn.mean()
-
-
-def _u_centre(k_nn: NDArray) -> NDArray:
-    n = len(k_nn)
-    bare_nn = k_nn.copy()
-    np.fill_diagonal(bare_nn, 0)
-    row_n = bare_nn.sum(axis=0)
-    out_nn = bare_nn - (row_n + row_n[:, None]) / (n - 2) + row_n.sum() / ((n - 1) * (n - 2))
-    np.fill_diagonal(out_nn, 0)
-    return out_nn
 
 
 def cka(k_nn: NDArray, l_nn: NDArray, *, biased: bool) -> float:

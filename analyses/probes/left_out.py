@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from .closed_form import fit_lda, fit_ridge, posterior, train_folds
 from .logistic import Logistic, fit_logistic
 from .nested import Inner, choose_logistic, choose_ridge
+from .scaling import Scaling
 from .task import Task
 
 
@@ -23,26 +24,6 @@ class Predicted:
     """Penalty (or shrinkage) of each fold."""
     probabilities: bool
     """Whether the scores are probabilities."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scaling:
-    """Mean and deviation of training samples, 1 for a feature without any."""
-
-    mean_d: NDArray[np.float64]
-    deviation_d: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, x_nd: NDArray[np.float64]) -> Scaling:
-        """Return those of samples [samples, features]."""
-        mean_d, deviation_d = x_nd.mean(axis=0), x_nd.std(axis=0)
-        deviation_d[deviation_d <= 1e-12 * np.abs(mean_d)] = 1.0  # constant up to rounding
-        deviation_d[deviation_d == 0] = 1.0
-        return cls(mean_d, deviation_d)
-
-    def apply(self, x_nd: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return standardised samples."""
-        return (x_nd - self.mean_d) / self.deviation_d
 
 
 def predict_left_out(x_nd: NDArray, task: Task, c: float) -> NDArray[np.float64]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .left_out import Scaling
+from ..statistics.draws import seeded
 from .logistic import fit_logistic
+from .scaling import Scaling
 from .task import Task
 
 FRACTIONS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.0625, 0.125, 0.25, 0.5, 1.0)
@@ -36,9 +36,7 @@ def draw_orders(ids: NDArray[np.object_], orders: int, seed: int) -> NDArray[np.
     by_id = np.argsort(ids)
     out = np.empty((orders, ids.size), dtype=np.int64)
     for i in range(orders):
-        digest = hashlib.blake2b(f"{seed}/mdl/{i}".encode(), digest_size=8).digest()
-        rng = np.random.default_rng(int.from_bytes(digest, "little"))
-        out[i] = by_id[rng.permutation(ids.size)]
+        out[i] = by_id[seeded(f"{seed}/mdl/{i}").permutation(ids.size)]
     return out
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from ..fold import ArrayKey, Piece
 from ..pooled import runs_of
 from ..source import Source, View
+from ..statistics.draws import seeded
 
 MAX_CLASSES = 128
 """More classes than this are not probed: sums and weights grow with their number."""
@@ -59,9 +59,7 @@ class RowLabels:
             start, stop = column.offsets[i], column.offsets[i + 1]
             rows = start + np.flatnonzero(group_n[start:stop] >= 0)
             if self.shuffles and rows.size > 1:
-                text = f"{self.seed}/rows/{self.ids[sample]}"
-                digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-                rng = np.random.default_rng(int.from_bytes(digest, "little"))
+                rng = seeded(f"{self.seed}/rows/{self.ids[sample]}")
                 for s in range(1, self.shuffles + 1):
                     class_ns[rows, s] = class_n[rows][rng.permutation(rows.size)]
         return group_n, class_ns

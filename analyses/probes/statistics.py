@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import get_blas_funcs, get_lapack_funcs
 
+from .scaling import Scaling
+
 CONSTANT = 1e-13
 """A variance that is so small a part of all groups' variance is what subtraction leaves of 0."""
 
@@ -146,10 +148,8 @@ class GroupSums:
 def gather_rows(x_nd: NDArray[np.float64], class_ns: NDArray[np.int64], n_classes: int) -> Training:
     """Return the training sums of fewer samples than features, by the products of their rows."""
     n = x_nd.shape[0]
-    mean_d, deviation_d = x_nd.mean(axis=0), x_nd.std(axis=0)
-    deviation_d[deviation_d <= 1e-12 * np.abs(mean_d)] = 1.0  # constant up to rounding
-    deviation_d[deviation_d == 0] = 1.0
-    rows_nd = (x_nd - mean_d) / deviation_d
+    scaling = Scaling.of(x_nd)
+    mean_d, deviation_d, rows_nd = scaling.mean_d, scaling.deviation_d, scaling.apply(x_nd)
     target_nsk = (class_ns[:, :, None] == np.arange(n_classes)).astype(np.float64)
     count_sk = target_nsk.sum(axis=0)
     target_nk = (target_nsk - count_sk / n).reshape(n, -1)

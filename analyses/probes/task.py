@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from ..errors import AnalysisInputError
 from ..plan import unexposed_samples
 from ..source import Source, View
+from ..statistics.draws import seeded
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +131,7 @@ def _shuffle_within(
 ) -> NDArray[np.int64]:
     """Return the labels permuted among the samples of each group."""
     shuffled = true_n.copy()
-    digest = hashlib.blake2b(seed.encode(), digest_size=8).digest()
-    rng = np.random.default_rng(int.from_bytes(digest, "little"))
+    rng = seeded(seed)
     for group in range(int(group_n.max()) + 1):
         members = np.flatnonzero(group_n == group)
         members = members[np.argsort(ids[members])]

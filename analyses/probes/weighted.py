@@ -11,7 +11,8 @@ from scipy import optimize
 from scipy.special import log_softmax, softmax
 
 from ..errors import AnalysisError
-from .left_out import Predicted, Scaling
+from .left_out import Predicted
+from .scaling import Scaling
 from .task import Task
 
 _MAX_ITERATIONS = 500

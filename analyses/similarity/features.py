@@ -89,5 +89,4 @@ def _centre(
 ) -> NDArray[np.float64]:
     if moments.faults[a]:
         return np.zeros((order.size, 1))
-    x_nd = np.asarray(read(a, order), dtype=np.float64)
-    return (x_nd - moments.means[a]) / moments.scales[a]
+    return moments.centre(a, read(a, order))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..backend import to_device
 from ..fold import ArrayKey, Block
+from ..statistics.draws import hash_text, seeded
 from .minibatch import sum_batch
 
 type Drawn = list[tuple[NDArray[np.int64], list[NDArray]]]
@@ -137,7 +137,7 @@ def draw_rows(
     """
     drawn = []
     for sample, count in zip(ids, counts.tolist(), strict=True):
-        rng = np.random.default_rng(_hash(seed, sample))
+        rng = seeded(f"{seed}/{sample}")
         rounds = [rng.permutation(count) for _ in range(-(-draws // count))]
         drawn.append(np.concatenate(rounds)[:draws])
     return np.stack(drawn).astype(np.int64)
@@ -145,10 +145,5 @@ def draw_rows(
 
 def order_samples(ids: Sequence[str], draws: int, seed: int) -> NDArray[np.int64]:
     """Return in which order the samples of each draw are cut into batches, [draws, samples]."""
-    keys = [[_hash(seed, f"{draw}/{sample}") for sample in ids] for draw in range(draws)]
+    keys = [[hash_text(f"{seed}/{draw}/{sample}") for sample in ids] for draw in range(draws)]
     return np.argsort(np.asarray(keys, dtype=np.uint64), axis=1)
-
-
-def _hash(seed: int, text: str) -> int:
-    digest = hashlib.blake2b(f"{seed}/{text}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little")

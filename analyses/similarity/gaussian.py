@@ -107,10 +107,10 @@ def median_distances(
     O(anchors²) memory beside the features of the anchors of one array, in float64.
     """
     medians_l = np.ones(len(moments.means))
-    for a, (mean_d, scale) in enumerate(zip(moments.means, moments.scales, strict=True)):
-        if moments.faults[a]:
+    for a, fault in enumerate(moments.faults):
+        if fault:
             continue
-        x_nd = (np.asarray(read(a, anchors), dtype=np.float64) - mean_d) / scale
+        x_nd = moments.centre(a, read(a, anchors))
         gram_nn = x_nd @ x_nd.T
         norms_n = np.diagonal(gram_nn).copy()
         squares_nn = norms_n[:, None] + norms_n - 2 * gram_nn

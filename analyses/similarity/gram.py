@@ -139,8 +139,7 @@ class _Panels:
         if self._moments.faults[a]:
             empty_nd = np.zeros((panel.stop - panel.start, 1), dtype=self._dtype)
             return to_device(empty_nd, self._device)
-        x_nd = np.asarray(self._read(a, self._order[panel]), dtype=np.float64)
-        x_nd = (x_nd - self._moments.means[a]) / self._moments.scales[a]
+        x_nd = self._moments.centre(a, self._read(a, self._order[panel]))
         return to_device(x_nd.astype(self._dtype), self._device)
 
 

@@ -28,6 +28,10 @@ class Moments:
     faults: list[str]
     """Why an array has no similarity ("" where it has), one for each array."""
 
+    def centre(self, a: int, x_nd: NDArray) -> NDArray[np.float64]:
+        """Return rows of array `a` less its mean, in units of its scale."""
+        return (np.asarray(x_nd, dtype=np.float64) - self.means[a]) / self.scales[a]
+
 
 @dataclass(frozen=True, slots=True)
 class HsicSums:
@@ -80,6 +84,21 @@ def find_moments(read: Reader, n_arrays: int, n: int) -> Moments:
         scales[a] = np.sqrt(spread / n) if finite and not constant else 1.0
         faults.append("NaN or infinite features" * (not finite) + "constant features" * constant)
     return Moments(means, scales, faults)
+
+
+def u_centre(gram_nn: NDArray) -> NDArray:
+    """Return the U-centred matrix of a symmetric one, which is overwritten, [samples, samples].
+
+    Off the diagonal K_ij - r_i/(n-2) - r_j/(n-2) + t/((n-1)(n-2)) with r the sums of rows without
+    the diagonal and t their total; 0 on it.
+    """
+    n = len(gram_nn)
+    np.fill_diagonal(gram_nn, 0.0)
+    rows_n = gram_nn.sum(axis=1) / (n - 2)
+    gram_nn -= rows_n[:, None] + rows_n[None, :]
+    gram_nn += rows_n.sum() / (n - 1)
+    np.fill_diagonal(gram_nn, 0.0)
+    return gram_nn
 
 
 def u_shifts(norms_ln: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backend import to_host
+from .hsic import u_centre
 
 
 def sum_batch(features: Sequence[NDArray], total_ll: NDArray[np.float64]) -> None:
@@ -31,19 +32,12 @@ def sum_batch(features: Sequence[NDArray], total_ll: NDArray[np.float64]) -> Non
     .. [1] Nguyen, Raghu & Kornblith, Do wide and deep networks learn the same things?, ICLR 2021.
     """
     n = features[0].shape[0]
-    centred_lnn = np.stack([_u_centre(x) for x in features])
+    centred_lnn = np.stack([_centre(x) for x in features])
     flat = centred_lnn.reshape(len(features), n * n)
     total_ll += to_host(flat @ flat.T)
 
 
-def _u_centre(x_nd: NDArray) -> NDArray[np.float64]:
+def _centre(x_nd: NDArray) -> NDArray[np.float64]:
     """Return the U-centred linear Gram matrix, [rows, rows]."""
-    n = x_nd.shape[0]
     x_nd = x_nd - x_nd.mean(axis=0, dtype=np.float64)
-    gram_nn = x_nd @ x_nd.T
-    np.fill_diagonal(gram_nn, 0.0)
-    rows_n = gram_nn.sum(axis=1) / (n - 2)
-    gram_nn -= rows_n[:, None] + rows_n[None, :]
-    gram_nn += rows_n.sum() / (n - 1)
-    np.fill_diagonal(gram_nn, 0.0)
-    return gram_nn
+    return u_centre(x_nd @ x_nd.T)

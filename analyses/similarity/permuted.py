@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .gaussian import Gaussian
+from .hsic import u_centre
 from .permutation import (
     CHEAP,
     FEWEST,
@@ -92,27 +93,19 @@ def permuted_p(
     u_ml = np.zeros((n * (n - 1) // 2, len(work.arrays)), dtype=np.float32)
     for a, fault in enumerate(faults):
         if not fault:
-            u_nn = _u_centre(work, a, order, gaussian)
-            pack(u_nn, u_ml[:, a])
+            pack(_centre(work, a, order, gaussian), u_ml[:, a])
     p_ll = permute(u_ml, orders_bn, mapper=runner.map, workers=runner.workers)
     bad = np.asarray([bool(fault) for fault in faults])
     return np.where(np.logical_or.outer(bad, bad), nothing, p_ll)
 
 
-def _u_centre(
+def _centre(
     work: Work, a: int, order: NDArray[np.int64], gaussian: Gaussian | None
 ) -> NDArray[np.float64]:
     """Return the U-centred Gram matrix of one array, [samples, samples]."""
-    n = order.size
-    x_nd = np.asarray(work.read(a, order), dtype=np.float64)
-    x_nd = (x_nd - work.moments.means[a]) / work.moments.scales[a]
+    x_nd = work.moments.centre(a, work.read(a, order))
     k_nn = x_nd @ x_nd.T
     if gaussian is not None:
         norms_1n = np.diagonal(k_nn)[None].copy()
         Gaussian(gaussian.sigmas_l[[a]]).apply(k_nn[None], norms_1n, norms_1n)
-    np.fill_diagonal(k_nn, 0.0)
-    rows_n = k_nn.sum(axis=1) / (n - 2)
-    k_nn -= rows_n[:, None] + rows_n[None, :]
-    k_nn += rows_n.sum() / (n - 1)
-    np.fill_diagonal(k_nn, 0.0)
-    return k_nn
+    return u_centre(k_nn)
