@@ -23,8 +23,8 @@ class NoiseEdge:
     """Of the noise, in every direction alike."""
     edge: float
     """Largest eigenvalue that the noise alone would show."""
-    above: int
-    """Eigenvalues beyond it."""
+    above: float
+    """Eigenvalues beyond it; a whole number."""
 
 
 def find_noise(lambda_k: NDArray[np.float64], n: int, dimension: int) -> NoiseEdge:
@@ -125,18 +125,22 @@ def compare_with_noise(
     Returns
     -------
     dict
-        See `COLUMNS`; NaN where nothing varies or fewer than 2 rows are independent.
+        See `COLUMNS`; NaN where nothing varies or fewer than 2 rows are independent. The three of
+        Marchenko and Pastur are NaN where more than half of the directions end above the edge: what
+        is left is then the tail of a falling spectrum, no bulk of noise.
     """
     if independent < 2 or not sigma_k.any():
         return {**dict.fromkeys(COLUMNS, float("nan")), "independent": float(independent)}
     lambda_k = np.square(sigma_k) / rows
     noise = find_noise(lambda_k, independent, dimension)
+    if 2 * noise.above > dimension:
+        noise = NoiseEdge(float("nan"), float("nan"), float("nan"))
     edge = shuffled_edge(square_d / rows, independent)
     return {
         "independent": float(independent),
         "noise_variance": noise.variance,
         "mp_edge": noise.edge,
-        "above_mp": float(noise.above),
+        "above_mp": noise.above,
         "shuffled_edge": edge,
         "above_shuffled": float(np.sum(lambda_k > edge)),
     }

@@ -176,7 +176,8 @@ def _conclude(folds: dict[ArrayKey, ScatterFold], outcome: Outcome) -> dict[str,
         "resolution": "float32 products: singular values below 2e-4 of the largest are rounding",
         "noise": (
             "eigenvalues above the edges of Marchenko-Pastur and of shuffled columns, for as "
-            "many independent rows as there are samples: frames of one sample are dependent"
+            "many independent rows as there are samples: frames of one sample are dependent; "
+            "mp_edge is NaN where more than half of the directions are above it: no bulk of noise"
         ),
         "rank_lora_b": "B outputs have at most r singular values; the rounding beyond is left out",
     }

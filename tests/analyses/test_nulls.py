@@ -64,6 +64,14 @@ def test_too_little_has_no_edge() -> None:
     assert all(np.isnan(value) for value in none.values())
 
 
+def test_a_spectrum_that_only_falls_has_no_noise() -> None:
+    sigma = np.exp(-0.2 * np.arange(100))  # every direction far above the ones after it
+    found = compare_with_noise(sigma, np.ones(100), rows=1000, independent=1000, dimension=100)
+    assert find_noise(np.square(sigma) / 1000, 1000, 100).above > 50
+    assert all(np.isnan(found[name]) for name in ("noise_variance", "mp_edge", "above_mp"))
+    assert np.isfinite(found["shuffled_edge"])
+
+
 def test_samples_count_as_independent_not_frames(study, one) -> None:
     svd = to_tables(analyze(study.path, ["svd"], captures=["frozen"]))["svd"]
     row = one(svd, site="resid_post", layer=2, centred=True)
