@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import hashlib
 from collections import defaultdict
 from collections.abc import Mapping
@@ -92,16 +93,20 @@ def render_report(
     figures_path.mkdir(parents=True, exist_ok=True)
     with house_style():
         sections = make_sections(clean, study, overview.skipped(summary))
-        drawings = {
-            panel.name: save_panel(panel, figures_path)
-            for section in sections
-            for group in section.figures
-            for panel in group.panels
-        }
+        drawings = _save_figures(sections, figures_path)
     page = _make_page(clean, summary, study, sections)
     path = out_path / "report.html"
     path.write_text(_fill(page, drawings), encoding="utf-8")
     return path
+
+
+def _save_figures(sections: list[Section], folder: Path) -> dict[str, str]:
+    """Write all figures and return each as an element for the page, by name."""
+    drawings: dict[str, str] = {}
+    for group in (group for section in sections for group in section.figures):
+        drawings |= {panel.name: save_panel(panel, folder) for panel in group.panels}
+        gc.collect()  # what a figure was made of refers to itself, and would stay for long
+    return drawings
 
 
 def make_sections(
