@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from .backend import check_device, device_memory
 from .errors import AnalysisInputError
 from .fold import Fold
 from .memory import Pass, format_bytes, release_memory
+from .slab import SlabMemory
 from .source import Source
 
 type Progress = Callable[[int, int, str], None]
@@ -158,8 +160,8 @@ def _run_pass(
     """Run one pass: parts of slabs, a tree of merges, one finish for each fold."""
     meter, label = told
     parts = split_slabs(one.slabs, size, one.workers)
-    report = None if runner.client is not None else (meter, label, size)
-    states = [_delay(partial(_fold_part, source, one, part, report)) for part in parts]
+    report = None if runner.client is not None else (meter, label)
+    states = [_delay(partial(_fold_part, source, one, part, size, report)) for part in parts]
     while len(states) > 1:
         pairs = [states[i : i + 2] for i in range(0, len(states), 2)]
         states = [
@@ -191,12 +193,16 @@ def _fold_part(
     source: Source,
     one: Pass,
     slabs: Sequence[tuple[int, int]],
-    report: tuple[Meter, str, np.ndarray] | None,
+    size: np.ndarray,
+    report: tuple[Meter, str] | None,
 ) -> list[Any]:
     """Return the states of all folds after one worker's slabs."""
     states = [fold.empty() for fold in one.folds]
-    for start, stop in slabs:
-        block = source.block(one.needs, start, stop)
+    memory = SlabMemory(max(int(size[start:stop].sum()) for start, stop in slabs))
+    for (start, stop), following in zip_longest(slabs, slabs[1:]):
+        block = source.block(one.needs, start, stop, memory)
+        if following is not None:
+            source.expect(one.needs, *following)  # the disk works while this slab is computed
         states = [
             fold.add(state, block.on(getattr(fold, "device", "cpu")))
             for fold, state in zip(one.folds, states, strict=True)
@@ -204,7 +210,7 @@ def _fold_part(
         del block  # before the next one is read
         release_memory()
         if report is not None:
-            meter, label, size = report
+            meter, label = report
             meter.advance(int(size[start:stop].sum()), f"{label}: samples {start + 1} to {stop}")
     return states
 

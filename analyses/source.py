@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..store import Capture, SiteInfo, Store, open_store
 from .errors import AnalysisInputError
 from .fold import ArrayKey, Block, Piece
+from .slab import SlabMemory
 
 AGAINST = "against:"
 """Prefix of the captures of the other store."""
@@ -144,36 +145,57 @@ class Source:
             np.maximum(largest, sizes, out=largest)
         return total + largest
 
-    def read(self, key: ArrayKey, start: int, stop: int) -> Piece:
-        """Return the values of one array for the samples start … stop - 1 of the axis."""
+    def read(self, key: ArrayKey, start: int, stop: int, memory: SlabMemory | None = None) -> Piece:
+        """Return the values of one array for the samples start … stop - 1 of the axis.
+
+        Where `memory` is given, rows are read into it.
+        """
         view = self.views[key.capture]
+        info = view.info(key)
         own = view.index_n[start:stop]
         samples = start + np.flatnonzero(own >= 0)
-        own = own[own >= 0]
-        breaks = np.flatnonzero(np.diff(own) != 1) + 1
-        runs = [slice(int(run[0]), int(run[-1]) + 1) for run in np.split(own, breaks) if run.size]
-        parts = [self._read_run(key, run) for run in runs]
-        width = view.info(key).width
-        values = (
-            parts[0] if len(parts) == 1 else np.concatenate([*parts, np.empty((0, width), "f4")])
-        )
-        counts = (
-            np.ones(samples.size, np.int64)
-            if key.pool
-            else view.rows[view.info(key).stream][samples]
-        )
-        return Piece(values, samples, np.concatenate([[0], np.cumsum(counts)]))
-
-    def _read_run(self, key: ArrayKey, run: slice) -> NDArray:
-        capture = self.capture(key.capture)
-        layer = None if key.layer < 0 else key.layer
+        runs = _runs(own[own >= 0])
+        counts = np.ones(samples.size, np.int64) if key.pool else view.rows[info.stream][samples]
+        ends = np.concatenate([[0], np.cumsum(counts)])
         if key.pool:
-            return capture.read_pooled(f"{key.site}.{key.pool}", layer, samples=run)
-        return capture.read_rows(key.site, layer, samples=run)
+            parts = [self._read_pooled(key, run) for run in runs]
+            values = parts[0] if len(parts) == 1 else np.concatenate([*parts, _no_rows(info)])
+            return Piece(values, samples, ends)
+        shape, dtype = (int(ends[-1]), info.width), _dtype(info)
+        values = np.empty(shape, dtype) if memory is None else memory.take(key, shape, dtype)
+        self._fill(key, values, runs, ends)
+        return Piece(values, samples, ends)
 
-    def block(self, keys: Iterable[ArrayKey], start: int, stop: int) -> Block:
+    def _fill(
+        self, key: ArrayKey, values: NDArray, runs: Sequence[slice], ends: NDArray[np.int64]
+    ) -> None:
+        """Read runs of samples one after the other, each at its place."""
+        capture, layer = self.capture(key.capture), None if key.layer < 0 else key.layer
+        at = 0
+        for run in runs:
+            first, at = at, at + run.stop - run.start
+            out = values[ends[first] : ends[at]]
+            capture.read_rows(key.site, layer, samples=run, out=out)
+
+    def _read_pooled(self, key: ArrayKey, run: slice) -> NDArray:
+        layer = None if key.layer < 0 else key.layer
+        capture = self.capture(key.capture)
+        return capture.read_pooled(f"{key.site}.{key.pool}", layer, samples=run)
+
+    def block(
+        self, keys: Iterable[ArrayKey], start: int, stop: int, memory: SlabMemory | None = None
+    ) -> Block:
         """Return the samples start … stop - 1 of several arrays."""
-        return Block(start, stop, {key: self.read(key, start, stop) for key in keys})
+        return Block(start, stop, {key: self.read(key, start, stop, memory) for key in keys})
+
+    def expect(self, keys: Iterable[ArrayKey], start: int, stop: int) -> None:
+        """Let the system begin to read the rows of several arrays, without waiting for them."""
+        for key in keys:
+            if not key.pool:
+                own = self.views[key.capture].index_n[start:stop]
+                layer = None if key.layer < 0 else key.layer
+                for run in _runs(own[own >= 0]):
+                    self.capture(key.capture).expect_rows(key.site, layer, run)
 
     def read_output(self, capture: str, name: str, samples: NDArray[np.int64]) -> NDArray:
         """Return one per-sample output (logits) of the given places of the axis."""
@@ -197,6 +219,21 @@ class Source:
         own = view.index_n
         along = np.where(own >= 0, segment[np.maximum(own, 0)], -1)
         return np.flatnonzero(np.diff(along) != 0) + 1
+
+
+def _runs(own: NDArray[np.int64]) -> list[slice]:
+    """Return the runs of consecutive numbers, in order."""
+    breaks = np.flatnonzero(np.diff(own) != 1) + 1
+    return [slice(int(run[0]), int(run[-1]) + 1) for run in np.split(own, breaks) if run.size]
+
+
+def _dtype(info: SiteInfo) -> np.dtype:
+    """Return the type of an array in memory."""
+    return np.dtype(np.float64 if info.dtype == "float64" else np.float32)
+
+
+def _no_rows(info: SiteInfo) -> NDArray:
+    return np.empty((0, info.width), np.float32)
 
 
 def _view(number: int, capture: Capture, name: str, axis: pd.Index) -> View:

@@ -143,7 +143,14 @@ class Capture:
         """Return the number of rows of every sample in a stream: int64 `[sample]`."""
         return self.segments.row_counts(self._known_stream(stream))
 
-    def read_rows(self, site: str, layer: int | None, samples: slice = slice(None)) -> np.ndarray:
+    def read_rows(
+        self,
+        site: str,
+        layer: int | None,
+        samples: slice = slice(None),
+        *,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Return the rows of consecutive samples at one site and layer.
 
         Parameters
@@ -154,6 +161,9 @@ class Capture:
             Layer number; None for a site without layers.
         samples
             A slice of sample numbers with step 1.
+        out
+            A C-contiguous array of that shape and type, which then holds the rows: to read into the
+            same memory again and again is faster.
 
         Returns
         -------
@@ -169,10 +179,13 @@ class Capture:
         """
         product = self._products.get(site)
         if product is None:
-            return widen(self.read_stored(site, layer, samples))
+            spec = self._site("row", site)
+            window = self.segments.window(samples, spec.stream)
+            position = self._position(spec, layer)
+            return self._reader.sharded(spec, position, window, wide=True, out=out)
         position = self._position(self._made(product), layer)
         rows = self.read_rows(product.source, layer, samples)
-        return rows @ self._matrix(product, position, rows.shape[1]).T
+        return np.matmul(rows, self._matrix(product, position, rows.shape[1]).T, out=out)
 
     def read_stored(
         self,
@@ -195,13 +208,23 @@ class Capture:
             return out
         spec = self._site("row", site)
         window = self.segments.window(samples, spec.stream)
-        return self._reader.rows(spec, self._position(spec, layer), window, out)
+        return self._reader.sharded(spec, self._position(spec, layer), window, out=out)
 
     def read_pooled(self, name: str, layer: int | None, samples: slice = slice(None)) -> np.ndarray:
         """Return the pooled values `<site>.<pool>` of consecutive samples: `[sample, feature]`."""
         spec = self._site("sample", name)
         window = self.segments.window(samples)
-        return widen(self._reader.pooled(spec, self._position(spec, layer), window))
+        return self._reader.sharded(spec, self._position(spec, layer), window, wide=True)
+
+    def expect_rows(self, site: str, layer: int | None, samples: slice = slice(None)) -> None:
+        """Let the system begin to read rows that `read_rows` will ask for, without waiting.
+
+        They come into its own cache, where it has one; a hint, which it need not follow.
+        """
+        product = self._products.get(site)
+        spec = self._site("row", site if product is None else product.source)
+        window = self.segments.window(samples, spec.stream)
+        self._reader.expect(spec, self._position(spec, layer), window)
 
     def read_output(self, name: str, samples: slice = slice(None)) -> np.ndarray:
         """Return an output of consecutive samples: `[sample, …]`."""

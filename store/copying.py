@@ -214,12 +214,10 @@ class CommitCopier:
         inner = definition.slots(site)[1]
         step = max(1, _PIECE_BYTES // (inner * site.row_bytes)) * inner
         total = len(record.samples)
-        read = reader.pooled
         if site.kind == "row":
             total = sum(sample.rows[site.stream][1] for sample in record.samples)
-            read = reader.rows
         for start in range(0, total, step):
-            yield read(site, layer, [Piece(record, start, min(start + step, total))])
+            yield reader.sharded(site, layer, [Piece(record, start, min(start + step, total))])
 
     def _segments(self, capture: str) -> list[Record]:
         return [r for r in self._log.records if r.kind == "segment" and r.capture == capture]

@@ -14,9 +14,16 @@ import numpy as np
 
 from .errors import DamagedStoreError
 from .files import crc32c
-from .inside import opened
 from .profiles import ChunkCodec
-from .shards import CRC_BYTES, INDEX_ENTRY_BYTES, MISSING, FileEntry, ShardFile, read_range
+from .shards import (
+    CRC_BYTES,
+    INDEX_ENTRY_BYTES,
+    MISSING,
+    FileEntry,
+    ShardFile,
+    check_chunk,
+    read_range,
+)
 
 
 class EncodedShardWriter:
@@ -88,61 +95,44 @@ class EncodedShardWriter:
         self.file.emit([packed, trailer])
 
 
-def read_encoded_bytes(
-    root: Path, entry: FileEntry, chunks: range, codec: ChunkCodec
-) -> np.ndarray:
-    """Return consecutive chunks, each checked against the commit record and decompressed.
+def decode_chunk(
+    descriptor: int,
+    entry: FileEntry,
+    number: int,
+    span: tuple[int, int],
+    codec: ChunkCodec,
+    out: np.ndarray,
+) -> None:
+    """Fill `out`, uint8 `[codec.chunk_bytes]`, with a chunk of an open shard, checked.
 
     Parameters
     ----------
-    root
-        The store's root.
-    entry
-        What its record says.
-    chunks
-        Consecutive chunks to read.
+    descriptor, entry
+        The open file, and what its record says of it.
+    number, span
+        The chunk, and where it lies: what `read_spans` gives.
     codec
         What the capture declares: nothing becomes larger than its `chunk_bytes`.
-
-    Returns
-    -------
-    numpy.ndarray
-        uint8 `[len(chunks), codec.chunk_bytes]`.
+    out
+        Where the values go.
 
     Raises
     ------
     DamagedStoreError
-        If the file, its index or a chunk is not what the record and the capture say.
+        If the chunk is not what the record and the capture say.
     """
-    with opened(root, entry.path) as (descriptor, size):
-        if size != entry.size:
-            word = "truncated" if size < entry.size else "changed"
-            msg = f"{entry.path} is {word}: it has {size} bytes, {entry.size} were committed"
-            raise DamagedStoreError(msg)
-        spans = read_spans(descriptor, entry)
-        if chunks.stop > len(spans):
-            msg = f"{entry.path} has {len(spans)} chunks, chunk {chunks.stop - 1} was asked for"
-            raise DamagedStoreError(msg)
-        out = np.empty((len(chunks), codec.chunk_bytes), np.uint8)
-        for number, row in zip(chunks, out, strict=True):
-            offset, length = spans[number]
-            if length > codec.max_bytes + CRC_BYTES:
-                msg = f"{entry.path}: chunk {number} has {length} bytes, more than its values"
-                raise DamagedStoreError(msg)
-            packed = np.empty(length - CRC_BYTES, np.uint8)
-            read_range(descriptor, packed, offset)
-            if crc32c(packed) != entry.chunks[number]:
-                msg = (
-                    f"{entry.path}: the checksum of chunk {number} differs from its commit record. "
-                    "lorascope verify names all damage, lorascope repair takes it back."
-                )
-                raise DamagedStoreError(msg)
-            try:
-                codec.decode(packed, row)
-            except DamagedStoreError as error:
-                error.add_note(f"in chunk {number} of {entry.path}")
-                raise
-    return out
+    offset, length = span
+    if length > codec.max_bytes + CRC_BYTES:
+        msg = f"{entry.path}: chunk {number} has {length} bytes, more than its values"
+        raise DamagedStoreError(msg)
+    packed = np.empty(length - CRC_BYTES, np.uint8)
+    read_range(descriptor, packed, offset)
+    check_chunk(entry, number, packed)
+    try:
+        codec.decode(packed, out)
+    except DamagedStoreError as error:
+        error.add_note(f"in chunk {number} of {entry.path}")
+        raise
 
 
 def read_spans(descriptor: int, entry: FileEntry) -> list[tuple[int, int]]:

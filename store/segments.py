@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from .definition import CaptureDefinition
-from .encoded import read_encoded_bytes
 from .errors import DamagedStoreError, SampleError
+from .filling import expect_rows, fill_rows
 from .inside import opened
 from .layout import ArraySpec, Site, fill_bytes, numpy_dtype
-from .profiles import ChunkCodec
 from .record import Record
 from .records import RecordLog
 from .shards import FileEntry, decode_strings, read_shard_bytes
@@ -127,19 +126,19 @@ class SegmentReader:
         self._root = root
         self._definition = definition
 
-    def rows(
-        self, site: Site, layer: int, window: Window, out: np.ndarray | None = None
+    def sharded(
+        self,
+        site: Site,
+        layer: int,
+        window: Window,
+        *,
+        wide: bool = False,
+        out: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Return rows as stored: `[row, feature]`, in `out` where that is given."""
-        return self._sharded(site, layer, window, out)
+        """Return rows or pooled values, `[row, feature]`, in `out` where that is given.
 
-    def pooled(self, site: Site, layer: int, window: Window) -> np.ndarray:
-        """Return pooled values as stored: `[sample, feature]`."""
-        return self._sharded(site, layer, window)
-
-    def _sharded(
-        self, site: Site, layer: int, window: Window, out: np.ndarray | None = None
-    ) -> np.ndarray:
+        As stored, or `wide`: float32, and float64 as it is.
+        """
         spec = self._definition.values_spec(site)
         inner = self._definition.slots(site)[1]
         pieces = [
@@ -150,30 +149,42 @@ class SegmentReader:
         for _, entry in pieces:
             self._check_size(entry)
         total = sum(piece.stop - piece.start for piece, _ in pieces)
-        shape, dtype = (total, site.width), numpy_dtype(site.dtype)
+        stored = numpy_dtype(site.dtype)
+        dtype = np.dtype(np.float32) if wide and stored.itemsize < 4 else stored
+        shape = (total, site.width)
         if out is None:
             out = np.empty(shape, dtype)
-        elif out.shape != shape or out.dtype != dtype:
+        elif out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous:
             msg = (
                 f"{site.name} gives {shape} {dtype}; the array that should take it is {out.shape} "
-                f"{out.dtype}."
+                f"{out.dtype}, and must be C-contiguous."
             )
             raise SampleError(msg)
         at = 0
         for piece, entry in pieces:
             count = piece.stop - piece.start
-            chunks = range(piece.start // inner, -(-piece.stop // inner))
-            raw = self._chunks(entry, chunks, spec.codec)
-            skip = piece.start - chunks.start * inner
-            _copy_rows(raw, out[at : at + count], skip, inner)
+            fill_rows(
+                self._root,
+                entry,
+                out[at : at + count],
+                dtype=stored,
+                codec=spec.codec,
+                first=piece.start,
+                inner=inner,
+            )
             at += count
         return out
 
-    def _chunks(self, entry: FileEntry, chunks: range, codec: ChunkCodec | None) -> np.ndarray:
-        """Return checked chunks as the capture declares them: `[chunk, bytes]`."""
-        if codec is None:
-            return read_shard_bytes(self._root, entry, chunks)
-        return read_encoded_bytes(self._root, entry, chunks, codec)
+    def expect(self, site: Site, layer: int, window: Window) -> None:
+        """Tell the system that a window of a site is read soon."""
+        spec = self._definition.values_spec(site)
+        slots = self._definition.slots(site)[0]
+        for piece in window:
+            path = spec.chunk_path(layer, piece.record.segment or 0, 0)
+            if piece.stop > piece.start:
+                entry = find_entry(piece.record, path)
+                count = piece.stop - piece.start
+                expect_rows(self._root, entry, first=piece.start, count=count, slots=slots)
 
     def _check_size(self, entry: FileEntry) -> None:
         """Refuse a file that is not as large as its record says, before memory is taken for it."""
@@ -215,17 +226,6 @@ class SegmentReader:
             strings = decode_strings(content, slots=spec.chunk[0], used=used)
             values += strings[piece.start : piece.stop]
         return values
-
-
-def _copy_rows(raw: np.ndarray, out: np.ndarray, skip: int, inner: int) -> None:
-    """Copy rows from checked chunks `[chunk, bytes]` to `out`, leaving out the first `skip`."""
-    done = 0
-    for chunk in raw:
-        rows = chunk.view(out.dtype).reshape(inner, out.shape[1])[skip:]
-        rows = rows[: len(out) - done]
-        out[done : done + len(rows)] = rows
-        done += len(rows)
-        skip = 0
 
 
 def find_entry(record: Record, path: str) -> FileEntry:

@@ -239,13 +239,18 @@ def read_shard_bytes(root: Path, entry: FileEntry, chunks: range) -> np.ndarray:
         read_range(descriptor, data, chunks.start * stride)
     table = data.reshape(len(chunks), stride)[:, : entry.chunk_bytes]
     for number, chunk in zip(chunks, table, strict=True):
-        if number >= len(entry.chunks) or crc32c(chunk) != entry.chunks[number]:
-            msg = (
-                f"{entry.path}: the checksum of chunk {number} differs from its commit record. "
-                "lorascope verify names all damage, lorascope repair takes it back."
-            )
-            raise DamagedStoreError(msg)
+        check_chunk(entry, number, chunk)
     return table
+
+
+def check_chunk(entry: FileEntry, number: int, stored: np.ndarray) -> None:
+    """Raise `DamagedStoreError` where a chunk, as it is stored, is not what the record names."""
+    if number >= len(entry.chunks) or crc32c(stored) != entry.chunks[number]:
+        msg = (
+            f"{entry.path}: the checksum of chunk {number} differs from its commit record. "
+            "lorascope verify names all damage, lorascope repair takes it back."
+        )
+        raise DamagedStoreError(msg)
 
 
 def read_range(descriptor: int, out: np.ndarray, offset: int) -> None:

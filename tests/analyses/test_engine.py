@@ -132,10 +132,10 @@ def test_every_array_is_read_once(study, monkeypatch: pytest.MonkeyPatch) -> Non
     for method in ("read_rows", "read_pooled"):
         original = getattr(Capture, method)
 
-        def count(self, site, layer, samples=slice(None), _original=original, _name=method):
+        def count(self, site, layer, samples, *, _original=original, _name=method, **options):
             for i in range(samples.start, samples.stop):
                 counts[self.name, _name, site, layer, i] += 1
-            return _original(self, site, layer, samples)
+            return _original(self, site, layer, samples, **options)
 
         monkeypatch.setattr(Capture, method, count)
     analyze(study.path)

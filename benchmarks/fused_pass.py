@@ -1,0 +1,132 @@
+"""The pass of fused analyses beside plain reads of the same files, both from a cold cache, in turn.
+
+Run: `python benchmarks/fused_pass.py` (options: --profile compact, --dtype bfloat16, --warm). A
+store of narrow sites (LoRA A of rank 32, 8 layers, two captures), where arithmetic is small, is
+read by plain reads of all bytes of its shards, and by `analyze` with spectra and frame CKA
+together; as many threads both times. Before each, the pages of the files are dropped from the cache
+(`posix_fadvise`). `pass` ends with the last slab; `whole` is the call, intervals and all. Each
+figure is the best of the repeats, in float32 bytes per second of memory where `in_memory` says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from lorascope.analyses import CKA, SVD, analyze
+from lorascope.store import Site, Store, create_store, open_store
+
+RANK, LAYERS = 32, 8
+TARGET = 0.9
+"""At least this part of the rate of plain reads."""
+BUFFER_BYTES = 2**20
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--megabytes", type=int, default=1500)
+    parser.add_argument("--profile", default="fast")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--memory", default="1GiB")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--warm", action="store_true", help="leave the files in the cache")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=os.environ.get("BENCHMARK_DIR")) as folder:
+        store = write(Path(folder) / "s.zarr", options)
+        large = (f for f in store.path.rglob("*") if f.is_file() and f.stat().st_size > 2**16)
+        files = sorted(large)
+        size = sum(file.stat().st_size for file in files)
+        runs = []
+        for _ in range(options.repeats):
+            drop(files, options.warm)
+            raw = read_plainly(files, options.workers)
+            drop(files, options.warm)
+            runs.append((raw, *run_analyses(store, options)))
+    raw, fused, whole = (min(seconds) for seconds in zip(*runs, strict=True))
+    record = {
+        "profile": options.profile,
+        "dtype": options.dtype,
+        "bytes": size,
+        "cold": not options.warm,
+        "raw_megabytes_per_second": round(size / raw / 1e6),
+        "pass_megabytes_per_second": round(size / fused / 1e6),
+        "ratio": round(raw / fused, 3),
+        "ratio_of_the_whole": round(raw / whole, 3),
+        "ratios": [round(one / other, 3) for one, other, _ in runs],
+        "load": os.getloadavg()[0],
+        "holds": raw / fused >= TARGET,
+    }
+    print(json.dumps(record, indent=1))
+    return 0 if record["holds"] else 1
+
+
+def write(path: Path, options: argparse.Namespace) -> Store:
+    site = Site("lora_a.v_proj", list(range(LAYERS)), RANK, dtype=options.dtype)
+    item = 4 if options.dtype == "float32" else 2
+    samples = options.megabytes * 10**6 // (2 * LAYERS * 1500 * RANK * item)
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((LAYERS, 3000, RANK), dtype=np.float32)
+    for capture in ("first", "second"):
+        config = {"capture": capture}
+        with create_store(
+            path, capture=capture, sites=[site], config=config, profile=options.profile
+        ) as writer:
+            for i in range(samples):
+                start = int(rng.integers(1500))
+                x = noise[:, start : start + 1500]
+                writer.append(f"u{i:05d}", {site.name: x}, groups={"speaker": str(i % 10)})
+    return open_store(path)
+
+
+def drop(files: list[Path], warm: bool) -> None:  # noqa: FBT001
+    for file in files:
+        descriptor = os.open(file, os.O_RDONLY)
+        advice = os.POSIX_FADV_WILLNEED if warm else os.POSIX_FADV_DONTNEED
+        os.posix_fadvise(descriptor, 0, 0, advice)
+        os.close(descriptor)
+
+
+def read_plainly(files: list[Path], threads: int) -> float:
+    """Return the seconds of reading all bytes, each file by one of the threads."""
+
+    def read(file: Path) -> None:
+        buffer = bytearray(BUFFER_BYTES)
+        with file.open("rb", buffering=0) as opened:
+            while opened.readinto(buffer):
+                pass
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(read, files))
+    return time.perf_counter() - began
+
+
+def run_analyses(store: Store, options: argparse.Namespace) -> tuple[float, float]:
+    """Return the seconds until everything was read and folded, and of the whole call."""
+    ends: list[float] = []
+
+    def progress(done: int, total: int, text: str) -> None:
+        if not text.startswith("computing"):
+            ends.append(time.perf_counter())
+
+    began = time.perf_counter()
+    analyze(
+        store,
+        [SVD(), CKA()],
+        memory=options.memory,
+        workers=options.workers,
+        progress=progress,
+    )
+    return ends[-1] - began, time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
