@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from .fold import ArrayKey, Block, Piece
 from .source import Source
+from .statistics.means import column_means
 
 DEFAULT_POOL = "mean_valid"
 """Pool of geometry and probes; the mean of the stored rows where it was not recorded."""
@@ -92,7 +93,7 @@ def mean_rows(piece: Piece) -> NDArray[np.float64]:
     with np.errstate(invalid="ignore"):  # infinities of both signs have no mean
         for i, (start, stop) in enumerate(runs):
             if stop > start:
-                out[i] = piece.values[start:stop].mean(axis=0, dtype=np.float64)
+                out[i] = column_means(piece.values[start:stop])
     return out
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backend import array_module
+from ..statistics.means import column_means
 
 TILE_ROWS = 8192
 """Rows multiplied at once; bounds the working copy and the length of a float32 sum."""
@@ -54,7 +55,7 @@ def add_rows(state: Scatter, x_nd: NDArray) -> Scatter:
     for start in range(0, x_nd.shape[0], TILE_ROWS):
         tile_nd = x_nd[start : start + TILE_ROWS]
         with np.errstate(invalid="ignore", over="ignore"):  # infinite features end as a reason
-            mean_d = tile_nd.mean(axis=0, dtype=np.float64)
+            mean_d = column_means(tile_nd)
             shift_d = mean_d.astype(tile_nd.dtype)  # both float32: four times faster than mixed
             centred_nd = np.subtract(tile_nd, shift_d, out=working_nd[: tile_nd.shape[0]])
             scatter_dd = centred_nd.T @ centred_nd
