@@ -17,17 +17,18 @@ from .behaviour.erasure import Erasure
 from .behaviour.lens import Lens
 from .behaviour.scores import Scores
 from .embedding.embedding import Embedding
-from .engine import Progress, Runner, open_runner, run_passes
+from .engine import Progress, open_runner
 from .errors import AnalysisInputError, MemoryBudgetError, MissingSitesError
-from .fold import ArrayKey, Fold
+from .execute import execute
+from .fold import Fold
 from .gradients.gradients import Gradients
 from .lora.alignment import Alignment
 from .lora.weights import Weights
-from .memory import Pass, check_fits, format_bytes, parse_bytes, plan_passes
+from .memory import check_fits, parse_bytes
 from .own import as_analysis
 from .paper.paper import Paper
-from .plan import Analysis, Outcome, Plan, Table, join_tables
-from .pooled import CollectFold, PooledSource
+from .partial import Keeping
+from .plan import Analysis, Plan
 from .probes.code_length import CodeLength
 from .probes.layer_weights import LayerWeights
 from .probes.probe import Probe
@@ -57,8 +58,6 @@ CATALOGUE: dict[str, Analysis] = {
 """Every analysis with its default options."""
 ANALYSES: dict[str, str] = {name: analysis.description for name, analysis in CATALOGUE.items()}
 """What each analysis gives, by name."""
-_COLLECT_SHARE = 0.4
-"""Part of the memory that pooled features may stay in; more are read again from the store."""
 
 
 def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it optional
@@ -76,6 +75,7 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
     variant: str = "corrected",
     faults: Sequence[str] = (),
     seed: int = 0,
+    resume: str | Path | None = None,
     progress: Progress | None = None,
     notify: Callable[[str], None] | None = None,
 ) -> dict[str, xr.Dataset]:
@@ -109,10 +109,14 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
         Faults of the published code that are shown one by one; none means all (docs/paper.md).
     seed
         Of everything drawn: frames, control shuffles, bootstrap.
+    resume
+        A folder for partial states: a call that was killed goes on from there when it is made
+        again. They stay until `write_outputs` has written to the folder above, or you remove them.
+        None: nothing is kept.
     progress
         Called as `progress(done_bytes, total_bytes, text)`.
     notify
-        Called with each note, before anything is read: what the store lacks for some values.
+        Called with each note: what the store lacks for some values, what `resume` cannot do.
 
     Returns
     -------
@@ -158,7 +162,10 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
         for note in (note for plan in plans.values() for note in plan.notes):
             if notify is not None:
                 notify(note)
-        tables, facts = _execute(plans, selection, runner, progress)
+        stores = [one for one in (store, against) if one is not None]
+        folder = None if resume is None else Path(resume)
+        keeping = Keeping(folder, stores, notify)
+        tables, facts = execute(plans, selection, runner, progress, keeping)
     attrs = {
         "store_uuid": store.uuid,
         "seed": seed,
@@ -238,63 +245,3 @@ def _plan(
         msg = f"the store serves no analysis. {' '.join(skipped.values())}"
         raise MissingSitesError(msg)
     return plans, skipped
-
-
-def _execute(
-    plans: dict[str, Plan], selection: Selection, runner: Runner, progress: Progress | None
-) -> tuple[dict[str, Table], dict[str, Any]]:
-    """Run all folds of all plans together, then let each plan conclude."""
-    source = selection.source
-    pooled = dict.fromkeys(key for plan in plans.values() for key in plan.pooled)
-    stored = {key: selection.stored_key(key) for key in pooled}
-    wanted = list(dict.fromkeys(f for plan in plans.values() for f in plan.folds))
-    collect, passes = _cut_passes(wanted, _collect_folds(stored, selection), selection, runner)
-    results: dict[Fold[Any, Any], Any] = run_passes(source, passes, runner, progress)
-    collected = {fold.key: results.pop(fold) for fold in collect}
-    outcome = Outcome(selection, results, PooledSource(source, collected, stored), runner)
-    tables: dict[str, Table] = {}
-    read = sum(int(source.sizes(key).sum()) for one in passes for key in one.needs)
-    for name, plan in plans.items():
-        if progress is not None:
-            progress(read, read, f"computing {name}")
-        for table, part in plan.conclude(outcome).items():
-            tables[table] = join_tables(tables[table], part) if table in tables else part
-    facts = {"passes": len(passes), "slabs": sum(len(one.slabs) for one in passes)}
-    return tables, {**facts, "bytes_read": format_bytes(read)}
-
-
-def _cut_passes(
-    wanted: list[Fold[Any, Any]],
-    collect: list[CollectFold],
-    selection: Selection,
-    runner: Runner,
-) -> tuple[list[CollectFold], list[Pass]]:
-    """Return the passes; nothing is collected where a fold fits only without what that holds."""
-    source = selection.source
-    held = sum(fold.bytes for fold in collect)
-    try:
-        passes = plan_passes(
-            [*wanted, *collect],
-            source.cost,
-            source.borders(),
-            memory_bytes=selection.memory_bytes - held,
-            workers=runner.workers,
-        )
-    except MemoryBudgetError:
-        if not collect:
-            raise
-        return _cut_passes(wanted, [], selection, runner)
-    return collect, passes
-
-
-def _collect_folds(stored: dict[ArrayKey, ArrayKey], selection: Selection) -> list[CollectFold]:
-    """Return a fold that keeps each pooled array, or none when they do not fit together."""
-    source = selection.source
-    folds = []
-    for key, where in stored.items():
-        view = source.views[key.capture]
-        info = view.info(where)
-        item = 4 if where.pool and info.dtype != "float64" else 8
-        folds.append(CollectFold(key, where, view.samples.size * info.width * item))
-    fits = sum(fold.bytes for fold in folds) <= _COLLECT_SHARE * selection.memory_bytes
-    return folds if fits else []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from .backend import check_device, device_memory
 from .errors import AnalysisInputError
 from .fold import Fold
 from .memory import Pass, format_bytes, release_memory
+from .partial import Keeper, Timer
 from .slab import SlabMemory
 from .source import Source
 
@@ -130,7 +132,11 @@ class Meter:
 
 
 def run_passes(
-    source: Source, passes: Sequence[Pass], runner: Runner, progress: Progress | None = None
+    source: Source,
+    passes: Sequence[Pass],
+    runner: Runner,
+    progress: Progress | None = None,
+    keeper: Keeper | None = None,
 ) -> dict[Fold[Any, Any], Any]:
     """Return what every fold gives.
 
@@ -144,24 +150,50 @@ def run_passes(
         Where tasks run.
     progress
         Called after every slab (threads) or every part (cluster).
+    keeper
+        Keeps partial states and finds those of an earlier start; threads only.
     """
     sizes = [sum(source.sizes(key) for key in one.needs) for one in passes]
     meter = Meter(progress, int(sum(np.sum(size) for size in sizes)))
     results: dict[Fold[Any, Any], Any] = {}
     for number, (one, size) in enumerate(zip(passes, sizes, strict=True), start=1):
         label = f"pass {number} of {len(passes)}" if len(passes) > 1 else "reading"
-        results |= _run_pass(source, one, np.asarray(size), runner, (meter, label))
+        name = f"pass-{number}"
+        finished = None if keeper is None else keeper.load(name)
+        if finished is not None:
+            meter.advance(int(np.sum(size)), f"{label}: done before")
+        else:
+            finished = _run_pass(
+                source, one, np.asarray(size), runner, (meter, label), (keeper, name)
+            )
+        results |= dict(zip(one.folds, finished, strict=True))
     return results
 
 
 def _run_pass(
-    source: Source, one: Pass, size: np.ndarray, runner: Runner, told: tuple[Meter, str]
-) -> dict[Fold[Any, Any], Any]:
+    source: Source,
+    one: Pass,
+    size: np.ndarray,
+    runner: Runner,
+    told: tuple[Meter, str],
+    kept: tuple[Keeper | None, str],
+) -> list[Any]:
     """Run one pass: parts of slabs, a tree of merges, one finish for each fold."""
-    meter, label = told
+    (meter, label), (keeper, name) = told, kept
     parts = split_slabs(one.slabs, size, one.workers)
-    report = None if runner.client is not None else (meter, label)
-    states = [_delay(partial(_fold_part, source, one, part, size, report)) for part in parts]
+    here = runner.client is None
+    tasks = [
+        Part(
+            source,
+            one,
+            slabs,
+            size,
+            told if here else None,
+            (keeper, f"{name}-part-{number}") if here and keeper is not None else None,
+        )
+        for number, slabs in enumerate(parts)
+    ]
+    states = [_delay(part.fold) for part in tasks]
     while len(states) > 1:
         pairs = [states[i : i + 2] for i in range(0, len(states), 2)]
         states = [
@@ -174,7 +206,10 @@ def _run_pass(
         )
     finished = runner.map(partial(_finish, one.folds, merged), range(len(one.folds)))
     release_memory()
-    return dict(zip(one.folds, finished, strict=True))
+    if keeper is not None and keeper.lasts:
+        keeper.save(name, len(one.slabs), finished)
+        keeper.drop([f"{name}-part-{number}" for number in range(len(parts))])
+    return finished
 
 
 def split_slabs(
@@ -189,30 +224,62 @@ def split_slabs(
     return [run for run in runs if run]
 
 
-def _fold_part(
-    source: Source,
-    one: Pass,
-    slabs: Sequence[tuple[int, int]],
-    size: np.ndarray,
-    report: tuple[Meter, str] | None,
-) -> list[Any]:
-    """Return the states of all folds after one worker's slabs."""
-    states = [fold.empty() for fold in one.folds]
-    memory = SlabMemory(max(int(size[start:stop].sum()) for start, stop in slabs))
-    for (start, stop), following in zip_longest(slabs, slabs[1:]):
-        block = source.block(one.needs, start, stop, memory)
-        if following is not None:
-            source.expect(one.needs, *following)  # the disk works while this slab is computed
-        states = [
-            fold.add(state, block.on(getattr(fold, "device", "cpu")))
-            for fold, state in zip(one.folds, states, strict=True)
-        ]
-        del block  # before the next one is read
-        release_memory()
-        if report is not None:
-            meter, label = report
-            meter.advance(int(size[start:stop].sum()), f"{label}: samples {start + 1} to {stop}")
-    return states
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one worker does in a pass."""
+
+    source: Source
+    one: Pass
+    slabs: Sequence[tuple[int, int]]
+    size: np.ndarray
+    """Bytes of every sample, [samples]."""
+    told: tuple[Meter, str] | None
+    """Who is told after every slab, and how the pass is called."""
+    kept: tuple[Keeper, str] | None
+    """Who keeps the states, and under which name."""
+
+    def fold(self) -> list[Any]:
+        """Return the states of all folds after these slabs, from where they were kept last."""
+        states, done = self._begin()
+        slabs, folds, needs = self.slabs[done:], self.one.folds, self.one.needs
+        memory = SlabMemory(max((self._bytes(slab) for slab in slabs), default=0))
+        timer = Timer()
+        for number, (slab, following) in enumerate(zip_longest(slabs, slabs[1:]), done + 1):
+            block = self.source.block(needs, *slab, memory)
+            if following is not None:
+                self.source.expect(needs, *following)  # the disk works while this one is computed
+            states = [
+                fold.add(state, block.on(getattr(fold, "device", "cpu")))
+                for fold, state in zip(folds, states, strict=True)
+            ]
+            del block  # before the next one is read
+            release_memory()
+            self._tell(slab, f"samples {slab[0] + 1} to {slab[1]}")
+            if self.kept is not None and following is not None and timer.is_due():
+                began = time.monotonic()
+                self.kept[0].save(self.kept[1], number, states)
+                timer.rest(began)
+        return states
+
+    def _begin(self) -> tuple[list[Any], int]:
+        """Return the states to start with and how many slabs are in them."""
+        if self.kept is not None:
+            keeper, name = self.kept
+            done = keeper.done(name)
+            states = keeper.load(name) if 0 < done <= len(self.slabs) else None
+            if states is not None:
+                for slab in self.slabs[:done]:
+                    self._tell(slab, f"samples up to {slab[1]} were done before")
+                return states, done
+        return [fold.empty() for fold in self.one.folds], 0
+
+    def _bytes(self, slab: tuple[int, int]) -> int:
+        return int(self.size[slab[0] : slab[1]].sum())
+
+    def _tell(self, slab: tuple[int, int], text: str) -> None:
+        if self.told is not None:
+            meter, label = self.told
+            meter.advance(self._bytes(slab), f"{label}: {text}")
 
 
 def _merge_states(folds: Sequence[Fold[Any, Any]], left: list[Any], right: list[Any]) -> list[Any]:

@@ -11,6 +11,7 @@ import pandas as pd
 import xarray as xr
 
 from ..store import Store, open_store, write_results
+from .partial import FOLDER, remove_partial
 from .report import render_report
 from .summary import summarise
 from .tables import to_tables
@@ -35,7 +36,8 @@ def write_outputs(
     store
         The store that was analysed.
     out_path
-        Folder, made if absent; files of an earlier analysis of the same name are replaced.
+        Folder, made if absent; files of an earlier analysis of the same name are replaced, partial
+        states of a run that is over are removed.
     command
         The command line that is written down.
     seed
@@ -62,6 +64,7 @@ def write_outputs(
     text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False)
     (folder / "summary.json").write_text(text + "\n", encoding="utf-8")
     render_report(tables, summary, folder)
+    remove_partial(folder / FOLDER)
     return summary
 
 

@@ -29,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -253,7 +254,9 @@ def check(out: Path, path: Path) -> list[dict[str, Any]]:
     return checks
 
 
-def check_spectra(table: pd.DataFrame, rows: int, add: Any) -> None:
+def check_spectra(
+    table: pd.DataFrame, rows: int, add: Callable[[str, float, float, float], None]
+) -> None:
     """Compare eigenvalues with those of the generator, and layers with their input."""
     table = table[table["centred"].astype(bool)]
 

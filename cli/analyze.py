@@ -76,7 +76,8 @@ def analyze(  # noqa: PLR0913  (one parameter an option)
 
     NAMEs: cka svd probe lens contribution outputs erasure alignment weights gradients embedding
     row_probe layer_weights mdl; none means all that the store can serve but the last two.
-    Writes report.html, tables/, figures/, results.zarr and summary.json.
+    Writes report.html, tables/, figures/, results.zarr and summary.json. A run that was killed
+    goes on with the same command: what it had after a minute or more is kept in DIR/partial.
 
     \b
     Examples:
@@ -90,6 +91,7 @@ def analyze(  # noqa: PLR0913  (one parameter an option)
         raise click.UsageError(msg)
     from .. import analyses
     from ..analyses.outputs import write_outputs
+    from ..analyses.partial import FOLDER
     from ..store import open_store
 
     opened = open_store(store)
@@ -102,6 +104,7 @@ def analyze(  # noqa: PLR0913  (one parameter an option)
             variant=variant,
             faults=faults,
             seed=seed,
+            resume=out_path / FOLDER,
             progress=reporter.progress,
             notify=reporter.note,
             **selection,
