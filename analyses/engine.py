@@ -124,9 +124,9 @@ class Meter:
         self._lock = threading.Lock()
 
     def advance(self, count: int, text: str) -> None:
-        """Add bytes and report."""
+        """Add bytes and report; never more than all, though a damaged state is read again."""
         with self._lock:
-            self._done += count
+            self._done = min(self._done + count, self._total)
             if self._progress is not None:
                 self._progress(self._done, self._total, text)
 
@@ -155,19 +155,33 @@ def run_passes(
     """
     sizes = [sum(source.sizes(key) for key in one.needs) for one in passes]
     meter = Meter(progress, int(sum(np.sum(size) for size in sizes)))
+    kept = 0 if keeper is None else _count_kept(keeper, passes, sizes)
+    if kept:
+        meter.advance(kept, "read before")
     results: dict[Fold[Any, Any], Any] = {}
     for number, (one, size) in enumerate(zip(passes, sizes, strict=True), start=1):
         label = f"pass {number} of {len(passes)}" if len(passes) > 1 else "reading"
         name = f"pass-{number}"
         finished = None if keeper is None else keeper.load(name)
-        if finished is not None:
-            meter.advance(int(np.sum(size)), f"{label}: done before")
-        else:
-            finished = _run_pass(
-                source, one, np.asarray(size), runner, (meter, label), (keeper, name)
-            )
+        if finished is None:
+            told = meter, label
+            finished = _run_pass(source, one, np.asarray(size), runner, told, (keeper, name))
         results |= dict(zip(one.folds, finished, strict=True))
     return results
+
+
+def _count_kept(keeper: Keeper, passes: Sequence[Pass], sizes: Sequence[Any]) -> int:
+    """Return the bytes that need not be read, since states of them were kept."""
+    total = 0
+    for number, (one, size) in enumerate(zip(passes, sizes, strict=True), start=1):
+        name = f"pass-{number}"
+        if keeper.done(name):
+            total += int(np.sum(size))
+            continue
+        for part, slabs in enumerate(split_slabs(one.slabs, size, one.workers)):
+            done = slabs[: keeper.done(f"{name}-part-{part}")]
+            total += sum(int(size[start:stop].sum()) for start, stop in done)
+    return total
 
 
 def _run_pass(
@@ -254,7 +268,9 @@ class Part:
             ]
             del block  # before the next one is read
             release_memory()
-            self._tell(slab, f"samples {slab[0] + 1} to {slab[1]}")
+            if self.told is not None:
+                meter, label = self.told
+                meter.advance(self._bytes(slab), f"{label}: samples {slab[0] + 1} to {slab[1]}")
             if self.kept is not None and following is not None and timer.is_due():
                 began = time.monotonic()
                 self.kept[0].save(self.kept[1], number, states)
@@ -268,18 +284,11 @@ class Part:
             done = keeper.done(name)
             states = keeper.load(name) if 0 < done <= len(self.slabs) else None
             if states is not None:
-                for slab in self.slabs[:done]:
-                    self._tell(slab, f"samples up to {slab[1]} were done before")
                 return states, done
         return [fold.empty() for fold in self.one.folds], 0
 
     def _bytes(self, slab: tuple[int, int]) -> int:
         return int(self.size[slab[0] : slab[1]].sum())
-
-    def _tell(self, slab: tuple[int, int], text: str) -> None:
-        if self.told is not None:
-            meter, label = self.told
-            meter.advance(self._bytes(slab), f"{label}: {text}")
 
 
 def _merge_states(folds: Sequence[Fold[Any, Any]], left: list[Any], right: list[Any]) -> list[Any]:

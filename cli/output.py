@@ -66,6 +66,14 @@ def format_bytes(size: float) -> str:
     return f"{size:.0f} {_UNITS[unit]}" if unit == 0 else f"{size:.1f} {_UNITS[unit]}"
 
 
+def format_duration(seconds: float) -> str:
+    """Spell a time: ``45 s``, ``12 min``, ``3 h 5 min``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def count(number: int, noun: str) -> str:
     """Spell a number of things: ``1 capture``, ``3 captures``."""
     return f"{number} {noun}{'' if number == 1 else 's'}"

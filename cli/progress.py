@@ -1,17 +1,51 @@
 """Progress of a long command: a bar on a terminal, a plain line now and then elsewhere."""
 
+import math
 import sys
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO
 
-from .output import clean, format_bytes
+from .output import clean, format_bytes, format_duration
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 LINE_SECONDS = 5.0
-"""Time between two plain lines."""
+"""Time between two plain lines of steps, and until the first one."""
+BYTE_LINE_SECONDS = 30.0
+"""Time between two plain lines of bytes, which are read for hours."""
+_MEMORY_SECONDS = 60.0
+"""What was read that long ago counts for a third in the rate of reading."""
+_FIRST_SECONDS = 2.0
+"""No rate is told of less time than that."""
+
+
+class Rate:
+    """Bytes per second of late, and what follows for the time that is left.
+
+    What was there at the first call counts for nothing: it may be from before a restart.
+    """
+
+    def __init__(self) -> None:
+        self._last: tuple[int, float] | None = None
+        self._bytes = self._seconds = 0.0
+
+    def update(self, done: int, now: float) -> None:
+        """Take in how many bytes there are."""
+        if self._last is not None:
+            seconds = now - self._last[1]
+            kept = math.exp(-seconds / _MEMORY_SECONDS)
+            self._bytes = kept * self._bytes + done - self._last[0]
+            self._seconds = kept * self._seconds + seconds
+        self._last = done, now
+
+    def describe(self, left: int) -> str:
+        """Return `, 120.0 MiB/s, 5 min left`; empty where nothing is left or known."""
+        if left <= 0 or self._seconds < _FIRST_SECONDS or self._bytes <= 0:
+            return ""
+        rate = self._bytes / self._seconds
+        return f", {format_bytes(rate)}/s, {format_duration(left / rate)} left"
 
 
 class ProgressReporter:
@@ -26,7 +60,7 @@ class ProgressReporter:
     verbose
         Say also how long each stage took.
     in_bytes
-        Progress counts bytes instead of steps.
+        Progress counts bytes instead of steps, and tells how many a second and the time left.
     stream
         Where to; None: stderr.
     """
@@ -46,13 +80,14 @@ class ProgressReporter:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._text = ""
+        self._rate = Rate()
         self._began = time.monotonic()
         self._next_line = 0.0
 
     def __enter__(self) -> Self:
         """Open the bar, where there is a terminal."""
         if not self._quiet and self._stream.isatty():
-            self._bar = _make_bar(self._stream)
+            self._bar = _make_bar(self._stream, in_bytes=self._in_bytes)
             self._bar.start()
         return self
 
@@ -72,6 +107,7 @@ class ProgressReporter:
         """Tell that a new stage begins."""
         self._end_stage()
         self._text = clean(text, lines=False)
+        self._rate = Rate()
         self._began = time.monotonic()
         self._next_line = self._began + LINE_SECONDS
         if self._bar is None:
@@ -84,7 +120,8 @@ class ProgressReporter:
     def progress(self, done: int, total: int, text: str = "") -> None:
         """Tell how far the stage is."""
         label = _join(self._text, clean(text, lines=False))
-        amount = self._amount(done, total)
+        now = time.monotonic()
+        amount = self._amount(done, total, now)
         if self._bar is not None:
             if self._task is None:
                 self._task = self._bar.add_task(label, total=total, amount=amount)
@@ -92,11 +129,9 @@ class ProgressReporter:
                 self._task, completed=done, total=total, description=label, amount=amount
             )
             return
-        now = time.monotonic()
         if now >= self._next_line:
-            self._next_line = now + LINE_SECONDS
-            share = f" ({100 * done / total:.0f} %)" if total else ""
-            self._line(f"{label}: {amount}{share}")
+            self._next_line = now + (BYTE_LINE_SECONDS if self._in_bytes else LINE_SECONDS)
+            self._line(f"{label}: {amount}")
 
     def note(self, text: str) -> None:
         """Tell something that the user should know."""
@@ -111,10 +146,13 @@ class ProgressReporter:
             self.note(f"{self._text}: {time.monotonic() - self._began:.1f} s")
         self._text = ""
 
-    def _amount(self, done: int, total: int) -> str:
-        if self._in_bytes:
-            return f"{format_bytes(done)} of {format_bytes(total)}"
-        return f"{done} of {total}"
+    def _amount(self, done: int, total: int, now: float) -> str:
+        share = f" ({100 * done / total:.0f} %)" if total else ""
+        if not self._in_bytes:
+            return f"{done} of {total}{share}"
+        self._rate.update(done, now)
+        rate = self._rate.describe(total - done)
+        return f"{format_bytes(done)} of {format_bytes(total)}{share}{rate}"
 
     def _line(self, text: str) -> None:
         if not self._quiet:
@@ -129,7 +167,7 @@ def _join(stage: str, text: str) -> str:
     return f"{stage}: {text}"
 
 
-def _make_bar(stream: TextIO) -> "Progress":
+def _make_bar(stream: TextIO, *, in_bytes: bool) -> "Progress":
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -137,7 +175,7 @@ def _make_bar(stream: TextIO) -> "Progress":
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         TextColumn("{task.fields[amount]}", markup=False),
-        TimeRemainingColumn(),
+        *([] if in_bytes else [TimeRemainingColumn()]),  # the amount of bytes says it
         console=Console(file=stream),
         transient=True,
     )

@@ -30,9 +30,13 @@ def store(tmp_path: Path) -> Path:
 
 
 def test_a_run_leaves_tables_and_a_report(run, store: Path):
+    out = Path(f"{store}-analysis")
+    (out / "partial").mkdir(parents=True)
+    (out / "partial" / "pass-1-part-0.state").write_text("of something else")
     ran = run(analyze, "--store", store, "svd", "cka", "--seed", "3")
     assert ran.code == 0, ran.err
-    out = Path(f"{store}-analysis")
+    assert "note: partial states of another run" in ran.err
+    assert not (out / "partial").exists()
     assert ran.out.splitlines()[-1] == f"report: {out}/report.html"
     assert {"report.html", "results.zarr", "summary.json", "tables"} <= {
         path.name for path in out.iterdir()

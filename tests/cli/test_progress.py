@@ -5,6 +5,7 @@ import io
 import pytest
 
 from lorascope.cli import progress
+from lorascope.cli.output import format_duration
 from lorascope.cli.progress import ProgressReporter
 
 
@@ -55,6 +56,51 @@ def test_bytes_and_steps_that_say_more_than_their_stage(clock: Clock):
     assert stream.getvalue().splitlines()[1:] == [
         "analysing s.zarr: reading slab 3: 1.0 MiB of 4.0 MiB (25 %)"
     ]
+
+
+def test_bytes_come_with_their_rate_and_the_time_left(clock: Clock):
+    """2 MiB each second; then a line every 30 s, from passes that the analysis names."""
+    stream = io.StringIO()
+    with ProgressReporter(stream=stream, in_bytes=True) as reporter:
+        reporter.stage("analysing s.zarr")
+        for second in range(1, 70):
+            clock.now += 1
+            text = f"pass {1 + second // 50} of 2: samples {second} to {second + 1}"
+            reporter.progress(second * 2**21, 2**30, text)
+        reporter.progress(2**30, 2**30, "computing svd")
+    assert stream.getvalue().splitlines()[1:] == [
+        "analysing s.zarr: pass 1 of 2: samples 5 to 6: "
+        "10.0 MiB of 1.0 GiB (1 %), 2.0 MiB/s, 8 min left",
+        "analysing s.zarr: pass 1 of 2: samples 35 to 36: "
+        "70.0 MiB of 1.0 GiB (7 %), 2.0 MiB/s, 8 min left",
+        "analysing s.zarr: pass 2 of 2: samples 65 to 66: "
+        "130.0 MiB of 1.0 GiB (13 %), 2.0 MiB/s, 7 min left",
+    ]
+
+
+def test_the_rate_forgets_what_was_long_ago_and_what_was_before():
+    """What a restart found counts for nothing; after five minutes of 1 MiB/s so does the start."""
+    rate = progress.Rate()
+    rate.update(100 * 2**20, 0.0)
+    assert rate.describe(2**20) == ""
+    rate.update(101 * 2**20, 1.0)
+    assert rate.describe(2**20) == ""  # of one second nothing is told
+    for second in range(2, 11):
+        rate.update((100 + 10 * second) * 2**20, float(second))
+    assert rate.describe(600 * 2**20) == ", 10.0 MiB/s, 60 s left"
+    for second in range(11, 311):
+        rate.update((190 + second) * 2**20, float(second))
+    told = rate.describe(600 * 2**20)
+    assert told == ", 1.0 MiB/s, 10 min left"
+    assert rate.describe(0) == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "0 s"), (99, "99 s"), (100, "2 min"), (5900, "98 min"), (11_100, "3 h 5 min")],
+)
+def test_durations(seconds: float, text: str):
+    assert format_duration(seconds) == text
 
 
 def test_verbose_says_how_long_a_stage_took(clock: Clock):
