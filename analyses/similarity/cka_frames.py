@@ -14,11 +14,15 @@ from ..fold import ArrayKey
 from ..plan import Outcome, describe_exposure, mask_of, most_exposed
 from ..selection import Selection
 from ..source import AGAINST, Source, View
-from .cka_estimate import debiased_ceiling, to_ratio
+from ..statistics.resampling import MIN_GROUPS, jackknife_spread
+from .cka_estimate import debiased_ceiling, one_sided, to_ratio
 from .frame_fold import BATCH, FrameFold, FrameSums, draw_rows, order_samples
+from .pairs import jackknife_groups
 
 _SHARE = 0.25
 """Part of the memory that the drawn frames of all sites may take together."""
+_LEFT_SHARE = 0.05
+"""Part of the memory that the sums without each group may take; else speakers are put together."""
 _CHECK_SAMPLES = 512
 """Samples whose row positions are compared at a time."""
 
@@ -168,7 +172,16 @@ def _make_fold(selection: Selection, one: _Wanted, draws: int) -> FrameFold:
         tuple(info.width for info in infos),
         any(info.dtype == "float64" for info in infos),
         selection.device,
+        _find_groups(selection, one),
     )
+
+
+def _find_groups(selection: Selection, one: _Wanted) -> NDArray[np.int64] | None:
+    """Return the group of every sample that the jackknife leaves out, None below 3 speakers."""
+    view = selection.source.views[one.arrays[0].capture]
+    most = int(_LEFT_SHARE * selection.memory_bytes) // (8 * 2 * len(one.arrays) ** 2)
+    group_n = jackknife_groups(view, one.samples, selection.seed, most)
+    return group_n if group_n.max() + 1 >= MIN_GROUPS else None
 
 
 def conclude_frames(
@@ -178,6 +191,7 @@ def conclude_frames(
     if plan.folds:
         attrs["minibatch"] = f"sum of unbiased HSIC over batches of at most {BATCH}, then the ratio"
         attrs["minibatch_batch"] = "one random frame of each utterance"
+        attrs["minibatch_p_value"] = "t test of the jackknife over speakers, one-sided"
         attrs["frames_per_sample"] = int(plan.folds[0].draws_nk.shape[1])
     rows = [row for fold in plan.folds for row in _rows(fold, outcome.folds[fold], outcome)]
     views = outcome.selection.source.views
@@ -186,6 +200,25 @@ def conclude_frames(
             row = _row(a, b) | {"mask": mask_of(views[a.capture], a.site), "n": 0}
             rows.append(row | {"exposed": "none", "reason": reason})
     return [pd.DataFrame(rows)] if rows else []
+
+
+def estimate_frames(
+    found: FrameSums,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return CKA of all pairs, half the width of its 95 % interval, and its p-value.
+
+    Notes
+    -----
+    Frames of one utterance depend on each other, and so may utterances of one speaker, so the error
+    is that over speakers: delete-one-speaker jackknife of the ratio of sums, t quantile. The
+    p-value is that of the same t, one-sided; for independent data both err on the safe side. Both
+    are NaN below 3 speakers. What utterances of one speaker share, in both arrays, counts as
+    similarity here.
+    """
+    ratio_ll, n_groups = to_ratio(found.sums_ll), len(found.left_gll)
+    left_out = (to_ratio(left_ll) for left_ll in found.left_gll)
+    spread_ll = jackknife_spread(ratio_ll, left_out, n_groups)
+    return ratio_ll, spread_ll, one_sided(ratio_ll, spread_ll, n_groups)
 
 
 def _row(a: ArrayKey, b: ArrayKey) -> dict[str, object]:
@@ -202,7 +235,7 @@ def _row(a: ArrayKey, b: ArrayKey) -> dict[str, object]:
 
 
 def _rows(fold: FrameFold, found: FrameSums, outcome: Outcome) -> Iterator[dict[str, object]]:
-    ratio_ll = to_ratio(found.sums_ll)
+    ratio_ll, spread_ll, p_ll = estimate_frames(found)
     batches = np.array_split(np.arange(found.n), -(-found.n // BATCH))
     # draws of the same utterances depend on each other: only one of them counts for the ceiling
     pairs = sum(batch.size * (batch.size - 3) / 2 for batch in batches)
@@ -225,6 +258,9 @@ def _rows(fold: FrameFold, found: FrameSums, outcome: Outcome) -> Iterator[dict[
             "n": found.rows,
             "exposed": most_exposed(exposed[a.capture], exposed[b.capture]),
             "value": value,
+            "value_low": value - spread_ll[i, j],
+            "value_high": value + spread_ll[i, j],
+            "p_value": float("nan") if fault else p_ll[i, j],
             "null_ceiling": float("nan") if fault else ceiling,
             "reason": fault or ("self-similarity not positive" if np.isnan(value) else ""),
         }

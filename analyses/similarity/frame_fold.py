@@ -25,6 +25,8 @@ class FrameSums:
     """Sums of HSIC over batches, for all pairs of arrays of one site."""
 
     sums_ll: NDArray[np.float64]
+    left_gll: NDArray[np.float64]
+    """The same without each group in turn, [groups, arrays, arrays]."""
     n: int
     """Samples."""
     rows: int
@@ -41,7 +43,7 @@ class FrameFold:
     -----
     Frames of one utterance depend on each other, so a batch never holds two of one. Which frames
     are drawn depends on the seed and the sample's id only. Memory: samples · frames · Σ features
-    numbers.
+    numbers, and groups · arrays² for the sums without each group.
     """
 
     arrays: tuple[ArrayKey, ...]
@@ -57,6 +59,8 @@ class FrameFold:
     """Whether values are float64."""
     compute_device: str = "cpu"
     """Where batches are multiplied; the frames are drawn and kept on the host."""
+    group_n: NDArray[np.int64] | None = None
+    """Group 0 … G-1 of every sample, each of which is left out in turn; None: none is."""
 
     @property
     def needs(self) -> tuple[ArrayKey, ...]:
@@ -74,7 +78,13 @@ class FrameFold:
         largest = max(self.widths)
         batch = min(BATCH, self.samples.size)
         drawn = self.draws_nk.size * item * (sum(self.widths) + largest)
-        return drawn + 8 * batch * (2 * batch * len(self.arrays) + 2 * largest)
+        sums = 8 * len(self.arrays) ** 2 * (2 * self.n_groups + 4)  # of all batches, of one
+        return drawn + sums + 8 * batch * (3 * batch * len(self.arrays) + 2 * largest)
+
+    @property
+    def n_groups(self) -> int:
+        """Groups of the jackknife."""
+        return 0 if self.group_n is None else int(self.group_n.max()) + 1
 
     def empty(self) -> Drawn:
         """Return no draws."""
@@ -110,15 +120,25 @@ class FrameFold:
             1.0 if fault else float(np.abs(x).max()) for x, fault in zip(drawn, faults, strict=True)
         ]
         sums_ll = np.zeros((len(drawn), len(drawn)))
+        left_gll = np.zeros((self.n_groups, len(drawn), len(drawn)))
         n_batches = -(-self.samples.size // BATCH)
         for draw, order in enumerate(self.order_kn):
-            for batch in np.array_split(order, n_batches):
+            for some in np.array_split(order, n_batches):
+                batch, group_n = self._sort(some)
                 rows = [
                     np.zeros((batch.size, 1)) if fault else x[batch, draw] / scale
                     for x, fault, scale in zip(drawn, faults, scales, strict=True)
                 ]
-                sum_batch([to_device(x, self.compute_device) for x in rows], sums_ll)
-        return FrameSums(sums_ll, self.samples.size, self.draws_nk.size, faults)
+                moved = [to_device(x, self.compute_device) for x in rows]
+                sum_batch(moved, sums_ll, group_n, left_gll)
+        return FrameSums(sums_ll, left_gll, self.samples.size, self.draws_nk.size, faults)
+
+    def _sort(self, batch: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+        """Return a batch in the order of its groups, and the group of each."""
+        if self.group_n is None:
+            return batch, None
+        batch = batch[np.argsort(self.group_n[batch], kind="stable")]
+        return batch, self.group_n[batch]
 
 
 def _find_fault(values: NDArray) -> str:

@@ -37,6 +37,7 @@ FOLDS: dict[str, Any] = {
         order_samples(IDS, 2, 0),
         (WIDTH,) * 3,
         wide=True,
+        group_n=np.arange(N) % 4,
     ),
 }
 
