@@ -24,7 +24,7 @@ _SHARE = 0.36
 """Part of the memory that all of this may take: pooled features may hold the rest."""
 _COPIES = 5
 """Gram matrices of all arrays that exist at a time: as made, of common samples, centred, summed."""
-_BLOCK = 2**20
+_BLOCK = 2**18
 """Numbers of a panel that are multiplied at a time, in float64."""
 _CONSTANT = 1e-24
 """Samples whose centred square sum is below this part of the uncentred one are constant."""
