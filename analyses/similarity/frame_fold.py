@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..backend import to_device
 from ..fold import ArrayKey, Block
 from ..statistics.draws import hash_text, seeded
-from .minibatch import sum_batch
+from .minibatch import GroupTotals, sum_batch
 
 type Drawn = list[tuple[NDArray[np.int64], list[NDArray]]]
 """Parts: places among the samples, and the draws of every array, [samples, draws, features]."""
@@ -24,9 +24,7 @@ BATCH = 256
 class FrameSums:
     """Sums of HSIC over batches, for all pairs of arrays of one site."""
 
-    sums_ll: NDArray[np.float64]
-    left_gll: NDArray[np.float64]
-    """The same without each group in turn, [groups, arrays, arrays]."""
+    totals: GroupTotals
     n: int
     """Samples."""
     rows: int
@@ -78,8 +76,8 @@ class FrameFold:
         largest = max(self.widths)
         batch = min(BATCH, self.samples.size)
         drawn = self.draws_nk.size * item * (sum(self.widths) + largest)
-        sums = 8 * len(self.arrays) ** 2 * (2 * self.n_groups + 4)  # of all batches, of one
-        return drawn + sums + 8 * batch * (3 * batch * len(self.arrays) + 2 * largest)
+        sums = GroupTotals.count_bytes(self.n_groups, len(self.arrays), batch)
+        return drawn + sums + 8 * batch * 2 * largest
 
     @property
     def n_groups(self) -> int:
@@ -119,26 +117,25 @@ class FrameFold:
         scales = [
             1.0 if fault else float(np.abs(x).max()) for x, fault in zip(drawn, faults, strict=True)
         ]
-        sums_ll = np.zeros((len(drawn), len(drawn)))
-        left_gll = np.zeros((self.n_groups, len(drawn), len(drawn)))
+        totals = GroupTotals.empty(self.n_groups, len(drawn))
         n_batches = -(-self.samples.size // BATCH)
         for draw, order in enumerate(self.order_kn):
             for some in np.array_split(order, n_batches):
-                batch, group_n = self._sort(some)
+                batch = (
+                    some
+                    if self.group_n is None
+                    else some[np.argsort(self.group_n[some], kind="stable")]
+                )
                 rows = [
                     np.zeros((batch.size, 1)) if fault else x[batch, draw] / scale
                     for x, fault, scale in zip(drawn, faults, scales, strict=True)
                 ]
                 moved = [to_device(x, self.compute_device) for x in rows]
-                sum_batch(moved, sums_ll, group_n, left_gll)
-        return FrameSums(sums_ll, left_gll, self.samples.size, self.draws_nk.size, faults)
-
-    def _sort(self, batch: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
-        """Return a batch in the order of its groups, and the group of each."""
-        if self.group_n is None:
-            return batch, None
-        batch = batch[np.argsort(self.group_n[batch], kind="stable")]
-        return batch, self.group_n[batch]
+                if self.group_n is None:
+                    sum_batch(moved, totals.pairs_ll)
+                else:
+                    totals.add(moved, self.group_n[batch])
+        return FrameSums(totals, self.samples.size, self.draws_nk.size, faults)
 
 
 def _find_fault(values: NDArray) -> str:
