@@ -1,6 +1,6 @@
 """Options as text: read by the type of their field, refused with what there is, and documented.
 
-`python tests/analyses/test_options.py` prints the table of docs/analyses.md.
+`python tests/analyses/test_options.py` writes the table of docs/analyses.md.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import inspect
 import json
-import sys
 import textwrap
 from itertools import pairwise
 from pathlib import Path
@@ -156,6 +155,24 @@ def test_numbers_below_zero_are_refused(study, analysis, option):
         analyze(study.path, [analysis.name], options=[text, *extra], progress=progress)
 
 
+def as_text(value: object) -> str:
+    """Return a value as it is written on the command line."""
+    if isinstance(value, tuple):
+        return ",".join(map(as_text, value))
+    return str(value).lower() if isinstance(value, bool | None) else str(value)
+
+
+def test_every_default_can_be_written():
+    """Else an option has a type that no text stands for."""
+    for analysis in CATALOGUE.values():
+        for option in list_options(analysis):
+            text = f"{analysis.name}.{option}={as_text(getattr(analysis, option))}"
+            assert changed(text) == {}
+
+
+DOCS = Path(__file__).parents[2] / "docs" / "analyses.md"
+
+
 def option_table() -> str:
     """Return the table of all options, from the fields and the sentences below them."""
     lines = ["| option | default | value | is |", "|---|---|---|---|"]
@@ -167,18 +184,17 @@ def option_table() -> str:
             if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr)
         }
         for name, kind in list_options(analysis).items():
-            default = getattr(analysis, name)
-            text = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
-            text = text.lower() if isinstance(default, bool | None) else text
-            cells = (f"`{analysis.name}.{name}`", f"`{text}`", describe_type(kind), told[name])
+            default = as_text(getattr(analysis, name))
+            cells = (f"`{analysis.name}.{name}`", f"`{default}`", describe_type(kind), told[name])
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def test_every_option_is_documented():
-    docs = Path(__file__).parents[2] / "docs" / "analyses.md"
-    assert option_table() in docs.read_text(encoding="utf-8"), "run this file for the table"
+    assert option_table() in DOCS.read_text(encoding="utf-8"), "run this file: it writes the table"
 
 
 if __name__ == "__main__":
-    sys.stdout.write(f"{option_table()}\n")
+    before = DOCS.read_text(encoding="utf-8")
+    start = before.index("| option | default |")
+    DOCS.write_text(before[:start] + option_table() + before[before.index("\n\n", start) :])
