@@ -16,8 +16,7 @@ from ..selection import Selection
 from ..source import AGAINST, Source, View
 from ..statistics.resampling import MIN_GROUPS
 from .between import MIN_GROUPS as MIN_BETWEEN
-from .cka_estimate import BETWEEN
-from .frame_estimate import MINIBATCH, FrameEstimate, estimate_frames, find_ceiling
+from .frame_estimate import BETWEEN, MINIBATCH, FrameEstimate, estimate_frames, find_ceiling
 from .frame_fold import BATCH, FrameFold, FrameSums, draw_rows, order_samples
 from .pairs import jackknife_groups
 
@@ -196,7 +195,7 @@ def conclude_frames(
         attrs["minibatch"] = f"sum of unbiased HSIC over batches of at most {BATCH}, then the ratio"
         attrs["minibatch_batch"] = "one random frame of each utterance"
         attrs["minibatch_p_value"] = "t test of the jackknife over speakers, one-sided"
-        attrs["between_groups_frames"] = "HSIC of frames of different speakers, batch by batch"
+        attrs["minibatch_between_groups"] = "HSIC of frames of different speakers, in batches"
         attrs["frames_per_sample"] = int(plan.folds[0].draws_nk.shape[1])
     rows = [row for fold in plan.folds for row in _rows(fold, outcome.folds[fold], outcome)]
     views = outcome.selection.source.views

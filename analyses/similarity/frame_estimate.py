@@ -9,12 +9,14 @@ from numpy.typing import NDArray
 
 from ..statistics.resampling import jackknife_spread
 from .between import MIN_GROUPS as MIN_BETWEEN
-from .cka_estimate import BETWEEN, debiased_ceiling, one_sided, to_ratio
+from .cka_estimate import debiased_ceiling, one_sided, to_ratio
 from .frame_fold import BATCH
 from .minibatch import GroupTotals
 
 MINIBATCH = "minibatch"
 """The estimator that takes all pairs of a batch, of one speaker too."""
+BETWEEN = "minibatch_between_groups"
+"""The one that takes no two frames of one speaker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,7 @@ class FrameEstimate:
 
 
 def estimate_frames(totals: GroupTotals) -> dict[str, FrameEstimate]:
-    """Return CKA of all pairs by `minibatch`, and by `between_groups` from 5 groups on.
+    """Return CKA of all pairs by `minibatch`, from 5 groups on `minibatch_between_groups` too.
 
     Notes
     -----
@@ -36,7 +38,7 @@ def estimate_frames(totals: GroupTotals) -> dict[str, FrameEstimate]:
     is that over speakers: delete-one-speaker jackknife of the ratio of sums, t quantile. The
     p-value is that of the same t, one-sided; for independent data both err on the safe side. What
     utterances of one speaker share, in both arrays, counts as similarity in `minibatch`, and not in
-    `between_groups`, which takes frames of different speakers only.
+    `minibatch_between_groups`, which takes frames of different speakers only.
     """
     found = {MINIBATCH: _jackknife(totals.pairs_ll, totals.pairs_left_gll)}
     if totals.n_groups >= MIN_BETWEEN:
