@@ -176,10 +176,10 @@ DRAWS = 60
 MIXES = np.random.default_rng(5).normal(size=(2, 2, 6))
 
 
-def simulate(*, shared: bool, voices: bool = False, draws: int = DRAWS):
+def simulate(*, shared: bool, voices: bool = False, draws: int = DRAWS, speakers: int = 10):
     """Return errors, the share of intervals that cover the truth, and p-values, by estimator.
 
-    Ten speakers of 4 to 12 utterances of 6 frames. Frames of an utterance share half of their
+    Speakers of 4 to 12 utterances of 6 frames. Frames of an utterance share half of their
     variance; x and y share two directions of every frame, or nothing; each may have speaker
     effects of its own, as strong as the noise.
     """
@@ -187,13 +187,13 @@ def simulate(*, shared: bool, voices: bool = False, draws: int = DRAWS):
     true = truth(voices=voices) * shared
     found = []
     for _ in range(draws):
-        groups = np.repeat(np.arange(10), rng.integers(4, 13, 10))
+        groups = np.repeat(np.arange(speakers), rng.integers(4, 13, speakers))
         n = groups.size
         content = rng.normal(size=(n, 6, 2)) * shared
         arrays = []
         for mix in MIXES:
             noise = rng.normal(size=(n, 6, 6)) + rng.normal(size=(n, 1, 6))
-            voice = rng.normal(size=(10, 1, 6))[groups] * voices
+            voice = rng.normal(size=(speakers, 1, 6))[groups] * voices
             arrays.append(content @ mix + noise + voice)
         for name, one in estimate_frames(fold_frames(arrays, groups).totals).items():
             value, spread, p_value = (x[0, 1] for x in (one.value, one.spread, one.p_value))
