@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,20 +17,19 @@ from .behaviour.lens import Lens
 from .behaviour.scores import Scores
 from .embedding.embedding import Embedding
 from .engine import Progress, Runner, open_runner, run_passes
-from .errors import AnalysisInputError, MemoryBudgetError, MissingSitesError
+from .errors import MemoryBudgetError, MissingSitesError
 from .fold import ArrayKey, Fold
 from .gradients.gradients import Gradients
 from .lora.alignment import Alignment
 from .lora.weights import Weights
 from .memory import Pass, check_fits, format_bytes, parse_bytes, plan_passes
-from .own import as_analysis
-from .paper.paper import Paper
 from .plan import Analysis, Outcome, Plan, Table, join_tables
 from .pooled import CollectFold, PooledSource
 from .probes.code_length import CodeLength
 from .probes.layer_weights import LayerWeights
 from .probes.probe import Probe
 from .probes.row_probe import RowProbe
+from .request import choose_variant, with_exact
 from .selection import Selection, check_captures, select, with_interventions
 from .similarity.cka import CKA
 from .source import Source, interventions_of
@@ -75,6 +73,7 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
     device: str = "cpu",
     variant: str = "corrected",
     faults: Sequence[str] = (),
+    exact: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
     notify: Callable[[str], None] | None = None,
@@ -107,6 +106,9 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
         analyses in `names` alone where some are named, beside the corrected ones.
     faults
         Faults of the published code that are shown one by one; none means all (docs/paper.md).
+    exact
+        `cka` compares frames from every pair of rows too: `CKA(exact=True)`. Can take hours; a note
+        says how many multiplications and passes, before anything is read.
     seed
         Of everything drawn: frames, control shuffles, bootstrap.
     progress
@@ -134,9 +136,10 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
     Notes
     -----
     Tables agree for any memory and worker count up to the order of float64 sums, and of float32
-    products in the spectra (1e-6 relative).
+    products in the spectra and in exact CKA of frames (1e-6 relative).
     """
-    chosen = choose_variant(names, variant, faults)
+    chosen = choose_variant(CATALOGUE, names, variant, faults)
+    chosen = with_exact(chosen) if exact else chosen
     memory_bytes = parse_bytes(memory)
     store = store if isinstance(store, Store) else open_store(store)
     against = against if against is None or isinstance(against, Store) else open_store(against)
@@ -170,48 +173,6 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
     return {name: to_dataset(name, table, attrs) for name, table in tables.items()}
 
 
-def choose(names: Sequence[str | Analysis | Fold[Any, Any]] | None) -> list[Analysis]:
-    """Return the analyses that names and folds stand for, each once.
-
-    Raises
-    ------
-    AnalysisInputError
-        An unknown name (says which ones there are), or two analyses of one name.
-    """
-    chosen: dict[str, Analysis] = {}
-    for name in CATALOGUE if names is None else [names] if isinstance(names, str) else names:
-        if not isinstance(name, str):
-            analysis = as_analysis(name)
-            if analysis.name in chosen:
-                msg = f"two analyses are called {analysis.name!r}: give one of them another `name`."
-                raise AnalysisInputError(msg)
-            chosen[analysis.name] = analysis
-        elif name in CATALOGUE:
-            chosen[name] = CATALOGUE[name]
-        else:
-            close = difflib.get_close_matches(name, CATALOGUE, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            msg = f"no analysis {name!r}.{hint} There are: {', '.join(CATALOGUE)}."
-            raise AnalysisInputError(msg)
-    return list(chosen.values())
-
-
-def choose_variant(
-    names: Sequence[str | Analysis | Fold[Any, Any]] | None, variant: str, faults: Sequence[str]
-) -> list[Analysis]:
-    """Return the analyses of a variant: those named, for `paper` with its own before them."""
-    if variant == "corrected" and not faults:
-        return choose(names)
-    if variant == "corrected":
-        msg = f"faults ({', '.join(faults)}) are those of the variant `paper`: ask for it."
-        raise AnalysisInputError(msg)
-    if variant != "paper":
-        msg = f"no variant {variant!r}. There are: corrected, paper."
-        raise AnalysisInputError(msg)
-    named = [] if names is None else choose(names)
-    return [Paper.of([one.name for one in named] or None, faults), *named]
-
-
 def _plan(
     chosen: Sequence[Analysis], selection: Selection, *, by_default: bool
 ) -> tuple[dict[str, Plan], dict[str, str]]:
@@ -228,8 +189,8 @@ def _plan(
             check_fits(plan.folds, selection.source.cost, selection.memory_bytes)
             plans[analysis.name] = plan
         except (MissingSitesError, MemoryBudgetError) as error:
-            if not by_default:
-                raise
+            if not by_default or analysis != CATALOGUE[analysis.name]:
+                raise  # asked for, by name or by an option of its own
             skipped[analysis.name] = str(error)
             short = error if isinstance(error, MemoryBudgetError) else short
     if not plans and short is not None:

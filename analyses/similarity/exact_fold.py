@@ -12,7 +12,7 @@ from ..backend import array_module, to_device
 from ..fold import ArrayKey, Block, Piece
 from ..source import Source
 from ..statistics.draws import hash_text
-from .row_sums import Layout, RowHsic, RowSums, add_tile, merge_sums
+from .row_sums import REDUCED_NUMBERS, Layout, RowHsic, RowSums, add_tile, merge_sums
 
 _ORIGIN_SAMPLES = 16
 """Samples that say where about the rows lie."""
@@ -81,8 +81,9 @@ class ExactFold:
         return rows + item * (self._largest_panel + columns * n)
 
     def state_bytes(self, workers: int) -> int:
-        """Return the size of all sums, and of what is formed of one panel in the end."""
-        return 8 * (workers * self.n_groups * self.layout.size + 4 * self._largest_panel)
+        """Return the size of all sums, and of what is formed of part of a panel in the end."""
+        reduced = min(self._largest_panel, REDUCED_NUMBERS + max(self.layout.widths))
+        return 8 * (workers * self.n_groups * self.layout.size + 4 * reduced)
 
     @property
     def _largest_panel(self) -> int:

@@ -6,12 +6,16 @@ all pairs of rows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..backend import array_module, to_device, to_host
+
+REDUCED_NUMBERS = 2**14
+"""Numbers of a panel that are centred at a time in the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,26 +175,31 @@ class RowHsic:
         norms, mixed = np.full(shape, np.nan), np.full(shape, np.nan)
         for a, panel in zip(layout.left, sums.panels, strict=True):
             first = layout.first(a)
-            whole = panel.sum(axis=0)
             edges = layout.starts[first:] - layout.starts[first]
-            for s, part in enumerate(parts):
-                c_dd = whole if s == 0 else whole - panel[s - 1]
-                columns = _reduce(part, layout, a, c_dd, device)
-                norms[s, a, first:], mixed[s, a, first:] = np.add.reduceat(columns, edges, axis=1)
+            columns = _reduce(parts, layout, a, panel, device)
+            norms[:, a, first:], mixed[:, a, first:] = np.add.reduceat(columns, edges, axis=2)
         unbiased = np.stack([p.debias(c, m) for p, c, m in zip(parts, norms, mixed, strict=True)])
         return cls(unbiased, norms, parts[0].spread_l, parts[0].rows)
 
 
 def _reduce(
-    part: _Part, layout: Layout, a: int, c_dd: NDArray[np.float64], device: str
+    parts: Sequence[_Part], layout: Layout, a: int, panel_gdd: NDArray[np.float64], device: str
 ) -> NDArray[np.float64]:
-    """Return ‖C̃‖² and m'C m of every column of the partners, [2, columns]."""
-    own_d = to_device(part.mean_d[layout.own(a)], device)
-    mean_d = part.mean_d[layout.partners(a)]
-    with np.errstate(invalid="ignore", over="ignore"):
-        centred_dd = c_dd - (part.rows * own_d)[:, None] * to_device(mean_d, device)
-        squares = to_host((centred_dd * centred_dd).sum(axis=0))
-        return np.stack([squares, to_host(own_d @ c_dd) * mean_d])
+    """Return ‖C̃‖² and m'C m of every part and column of the partners, [2, 1 + groups, columns]."""
+    own, start, width = layout.own(a), layout.partners(a).start, panel_gdd.shape[2]
+    found = np.empty((2, len(parts), width))
+    step = max(1, REDUCED_NUMBERS // panel_gdd.shape[1])
+    for at in (slice(i, min(i + step, width)) for i in range(0, width, step)):
+        whole_dd = panel_gdd[:, :, at].sum(axis=0)
+        for s, part in enumerate(parts):
+            own_d = to_device(part.mean_d[own], device)
+            mean_d = part.mean_d[start + at.start : start + at.stop]
+            with np.errstate(invalid="ignore", over="ignore"):
+                c_dd = whole_dd if s == 0 else whole_dd - panel_gdd[s - 1, :, at]
+                found[1, s, at] = to_host(own_d @ c_dd) * mean_d
+                c_dd = c_dd - (part.rows * own_d)[:, None] * to_device(mean_d, device)
+                found[0, s, at] = to_host((c_dd * c_dd).sum(axis=0))
+    return found
 
 
 @dataclass(frozen=True, slots=True)
