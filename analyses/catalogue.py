@@ -15,21 +15,21 @@ from .behaviour.contribution import Contribution
 from .behaviour.erasure import Erasure
 from .behaviour.lens import Lens
 from .behaviour.scores import Scores
+from .choose import choose_variant, make_plans, with_exact
 from .embedding.embedding import Embedding
 from .engine import Progress, Runner, open_runner, run_passes
-from .errors import MemoryBudgetError, MissingSitesError
+from .errors import MemoryBudgetError
 from .fold import ArrayKey, Fold
 from .gradients.gradients import Gradients
 from .lora.alignment import Alignment
 from .lora.weights import Weights
-from .memory import Pass, check_fits, format_bytes, parse_bytes, plan_passes
+from .memory import Pass, format_bytes, parse_bytes, plan_passes
 from .plan import Analysis, Outcome, Plan, Table, join_tables
 from .pooled import CollectFold, PooledSource
 from .probes.code_length import CodeLength
 from .probes.layer_weights import LayerWeights
 from .probes.probe import Probe
 from .probes.row_probe import RowProbe
-from .request import choose_variant, with_exact
 from .selection import Selection, check_captures, select, with_interventions
 from .similarity.cka import CKA
 from .source import Source, interventions_of
@@ -138,7 +138,7 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
     Tables agree for any memory and worker count up to the order of float64 sums, and of float32
     products in the spectra and in exact CKA of frames (1e-6 relative).
     """
-    chosen = choose_variant(CATALOGUE, names, variant, faults)
+    chosen = choose_variant(names, CATALOGUE, variant, faults)
     chosen = with_exact(chosen) if exact else chosen
     memory_bytes = parse_bytes(memory)
     store = store if isinstance(store, Store) else open_store(store)
@@ -157,7 +157,7 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
             device=device,
         )
         by_default = names is None and variant == "corrected"
-        plans, skipped = _plan(chosen, selection, by_default=by_default)
+        plans, skipped = make_plans(chosen, selection, by_default=by_default)
         for note in (note for plan in plans.values() for note in plan.notes):
             if notify is not None:
                 notify(note)
@@ -171,34 +171,6 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
         **facts,
     }
     return {name: to_dataset(name, table, attrs) for name, table in tables.items()}
-
-
-def _plan(
-    chosen: Sequence[Analysis], selection: Selection, *, by_default: bool
-) -> tuple[dict[str, Plan], dict[str, str]]:
-    """Return the plans, and why analyses that nobody asked for by name are left out."""
-    plans: dict[str, Plan] = {}
-    skipped: dict[str, str] = {}
-    short: MemoryBudgetError | None = None
-    for analysis in chosen:
-        if by_default and not getattr(analysis, "by_default", True):
-            skipped[analysis.name] = "it takes its time and runs where it is asked for by name."
-            continue
-        try:
-            plan = analysis.plan(selection)
-            check_fits(plan.folds, selection.source.cost, selection.memory_bytes)
-            plans[analysis.name] = plan
-        except (MissingSitesError, MemoryBudgetError) as error:
-            if not by_default or analysis != CATALOGUE[analysis.name]:
-                raise  # asked for, by name or by an option of its own
-            skipped[analysis.name] = str(error)
-            short = error if isinstance(error, MemoryBudgetError) else short
-    if not plans and short is not None:
-        raise short
-    if not plans:
-        msg = f"the store serves no analysis. {' '.join(skipped.values())}"
-        raise MissingSitesError(msg)
-    return plans, skipped
 
 
 def _execute(

@@ -141,16 +141,24 @@ def cut_pairs(widths: Sequence[int], room: int | None) -> list[tuple[tuple[int, 
     room
         Bytes that the sums of one tile may take; None: any. A single pair may take more.
     """
-    for count in range(1, len(widths) + 1):
-        blocks = [tuple(part.tolist()) for part in np.array_split(np.arange(len(widths)), count)]
-        blocks.sort(key=lambda block: -sum(widths[a] for a in block))
-        largest = [(blocks[0], 0), *(((*blocks[0], *b), len(blocks[0])) for b in blocks[1:2])]
-        sizes = [Layout(tuple(widths[a] for a in tile), n).size for tile, n in largest]
-        if room is None or 8 * max(sizes) <= room or count == len(widths):
-            break
-    blocks.sort()
+    count = 1
+    blocks = _split(widths, count)
+    while room is not None and count < len(widths) and 8 * _largest_tile(widths, blocks) > room:
+        count += 1
+        blocks = _split(widths, count)
     tiles = [(block, 0) for block in blocks]
     return sorted([*tiles, *(((*a, *b), len(a)) for a, b in combinations(blocks, 2))])
+
+
+def _split(widths: Sequence[int], count: int) -> list[tuple[int, ...]]:
+    return [tuple(part.tolist()) for part in np.array_split(np.arange(len(widths)), count)]
+
+
+def _largest_tile(widths: Sequence[int], blocks: Sequence[tuple[int, ...]]) -> int:
+    """Return the numbers in the sums of the widest block with itself, or with the next."""
+    first, *others = sorted(blocks, key=lambda block: -sum(widths[a] for a in block))
+    tiles = [(first, 0), *(((*first, *other), len(first)) for other in others[:1])]
+    return max(Layout(tuple(widths[a] for a in tile), n).size for tile, n in tiles)
 
 
 def _with_origins(

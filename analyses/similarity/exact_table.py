@@ -51,7 +51,7 @@ def _frames(group: ExactGroup, outcome: Outcome) -> Iterator[pd.DataFrame]:
     }
     far = np.asarray([key.capture.startswith(AGAINST) for key in arrays])
     a_p, b_p = np.triu_indices(len(arrays))
-    kept = ~(far[a_p] & far[b_p])
+    kept = np.flatnonzero(~np.logical_and(far[a_p], far[b_p]))
     a_p, b_p = a_p[kept], b_p[kept]
     sides = [(arrays[a], arrays[b]) for a, b in zip(a_p.tolist(), b_p.tolist(), strict=True)]
     head = name_pairs(arrays, a_p, b_p).assign(
@@ -115,11 +115,11 @@ def _join(group: ExactGroup, parts: Sequence[NDArray[np.float64]]) -> NDArray[np
     n = len(place)
     whole = np.full((len(parts[0]), n, n), np.nan)
     for tile, part in zip(group.tiles, parts, strict=True):
-        at = np.asarray([place[key] for key in tile.arrays])
+        at = np.asarray([place[key] for key in tile.arrays], dtype=np.int64)
         for a in tile.layout.left:
             partners = at[tile.layout.first(a) :]
-            whole[:, at[a], partners] = part[:, a, tile.layout.first(a) :]
-            whole[:, partners, at[a]] = whole[:, at[a], partners]
+            values = part[:, a, tile.layout.first(a) :]
+            whole[:, int(at[a]), partners] = whole[:, partners, int(at[a])] = values
     return whole
 
 
@@ -133,7 +133,8 @@ def _refused(refused: Sequence[Refused], outcome: Outcome) -> Iterator[pd.DataFr
     ]
     keys = list(dict.fromkeys(key for a, b, _ in kept for key in (a, b)))
     place = {key: at for at, key in enumerate(keys)}
-    a_p, b_p = (np.asarray([place[one[s]] for one in kept], dtype=np.int64) for s in (0, 1))
+    a_p = np.asarray([place[a] for a, _, _ in kept], dtype=np.int64)
+    b_p = np.asarray([place[b] for _, b, _ in kept], dtype=np.int64)
     nothing = dict.fromkeys(("value", "value_low", "value_high", "p_value", "null_ceiling"), np.nan)
     for estimator in _ESTIMATORS if kept else ():
         yield name_pairs(keys, a_p, b_p).assign(

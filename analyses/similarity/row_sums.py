@@ -85,9 +85,12 @@ class RowSums:
         xp = array_module(device)
         n, columns = len(layout.widths), sum(layout.widths)
         return cls(
-            np.zeros(groups, dtype=np.int64),
-            *(xp.zeros((groups, *shape)) for shape in ((columns,), (n,), (columns, n), (n, n))),
-            [xp.zeros((groups, *layout.shape(a))) for a in layout.left],
+            rows_g=np.zeros(groups, dtype=np.int64),
+            sum_gd=xp.zeros((groups, columns)),
+            trace_gl=xp.zeros((groups, n)),
+            cross_gdl=xp.zeros((groups, columns, n)),
+            square_gll=xp.zeros((groups, n, n)),
+            panels=[xp.zeros((groups, *layout.shape(a))) for a in layout.left],
         )
 
 
