@@ -12,6 +12,7 @@ from ..backend import array_module, to_device
 from ..fold import ArrayKey, Block, Piece
 from ..source import Source
 from ..statistics.draws import hash_text
+from .between_rows import count_between_bytes, hsic_between
 from .row_sums import REDUCED_NUMBERS, Layout, RowHsic, RowSums, add_tile, merge_sums
 
 _ORIGIN_SAMPLES = 16
@@ -34,6 +35,8 @@ class ExactHsic:
     """HSIC of the pairs of one tile, and what is wrong with its arrays."""
 
     sums: RowHsic
+    between_sll: NDArray[np.float64] | None
+    """HSIC from rows of different groups: of all, then without each; None below 5 groups."""
     faults: tuple[str, ...]
     """Why an array has no similarity; empty where it has."""
 
@@ -83,7 +86,8 @@ class ExactFold:
     def state_bytes(self, workers: int) -> int:
         """Return the size of all sums, and of what is formed of part of a panel in the end."""
         reduced = min(self._largest_panel, REDUCED_NUMBERS + max(self.layout.widths))
-        return 8 * (workers * self.n_groups * self.layout.size + 4 * reduced)
+        held = 8 * (workers * self.n_groups * self.layout.size + 4 * reduced)
+        return held + count_between_bytes(self.layout, self.n_groups)
 
     @property
     def _largest_panel(self) -> int:
@@ -134,7 +138,7 @@ class ExactFold:
             + "constant features" * bool(spread <= _CONSTANT * square)
             for spread, square in zip(found.spread_l, squares, strict=True)
         )
-        return ExactHsic(found, faults)
+        return ExactHsic(found, hsic_between(state, self.layout), faults)
 
 
 def _find_rows(piece: Piece, samples: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -12,7 +12,7 @@ from ..fold import ArrayKey
 from ..plan import Outcome, describe_exposure, mask_of, most_exposed
 from ..source import AGAINST
 from ..statistics.resampling import MIN_GROUPS, jackknife_spread
-from .cka_estimate import Estimate, biased_ceiling, to_ratio
+from .cka_estimate import BETWEEN, Estimate, biased_ceiling, one_sided, to_ratio
 from .cka_exact import ExactGroup, ExactPlan
 from .exact_fold import ExactHsic
 from .pairs import blank, name_pairs
@@ -27,7 +27,10 @@ def conclude_exact(
     """Return the rows of the table for all pairs of rows."""
     if not plan.groups and not plan.refused:
         return []
-    attrs["exact"] = "granularity frame, debiased and biased: every pair of rows, each once"
+    attrs["exact"] = (
+        "granularity frame: debiased and biased from every pair of rows, those of one utterance as "
+        "well; between_groups from those of different speakers, where sums for each speaker fit"
+    )
     attrs["exact_null_ceiling"] = (
         "expected CKA of independent data if the rows of an utterance were all alike"
     )
@@ -55,7 +58,7 @@ def _frames(group: ExactGroup, outcome: Outcome) -> Iterator[pd.DataFrame]:
     a_p, b_p = a_p[kept], b_p[kept]
     sides = [(arrays[a], arrays[b]) for a, b in zip(a_p.tolist(), b_p.tolist(), strict=True)]
     head = name_pairs(arrays, a_p, b_p).assign(
-        granularity="frame", kernel="linear", n=found[0].sums.rows, p_value=np.nan
+        granularity="frame", kernel="linear", n=found[0].sums.rows
     )
     head = head.assign(**_describe_pairs(sides, group.rows.samples, outcome))
     why = [faults[a] or faults[b] or "self-similarity not positive" for a, b in sides]
@@ -68,6 +71,7 @@ def _frames(group: ExactGroup, outcome: Outcome) -> Iterator[pd.DataFrame]:
             value=value_p,
             value_low=one.low[a_p, b_p],
             value_high=one.high[a_p, b_p],
+            p_value=one.p_value[a_p, b_p],
             null_ceiling=np.where(missing, np.nan, one.null_ceiling[a_p, b_p]),
             reason=np.where(missing, np.asarray(why, dtype=object), ""),
         )
@@ -87,7 +91,7 @@ def _describe_pairs(
 
 
 def _estimate(group: ExactGroup, found: Sequence[ExactHsic]) -> dict[str, Estimate]:
-    """Return both estimates of all pairs, with intervals where groups have sums of their own."""
+    """Return all estimates of all pairs; groups with sums of their own give the intervals."""
     unbiased_sll = _join(group, [one.sums.unbiased_sll for one in found])
     biased_sll = _join(group, [one.sums.biased_sll for one in found])
     n, rows = group.rows.samples.size, found[0].sums.rows
@@ -106,6 +110,13 @@ def _estimate(group: ExactGroup, found: Sequence[ExactHsic]) -> dict[str, Estima
         half = jackknife_spread(value, left_out, len(left_out))
         nothing = np.full_like(value, np.nan)
         estimates[name] = Estimate(value, value - half, value + half, ceiling_ll.copy(), nothing)
+    between = [one.between_sll for one in found if one.between_sll is not None]
+    if between:
+        value, *left_out = (to_ratio(hsic_ll) for hsic_ll in _join(group, between))
+        half = jackknife_spread(value, left_out, len(left_out))
+        p_ll = one_sided(value, half, len(left_out))
+        nothing = np.full_like(value, np.nan)
+        estimates[BETWEEN] = Estimate(value, value - half, value + half, nothing, p_ll)
     return estimates
 
 

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lorascope.analyses import CKA, AnalysisInputError, MissingSitesError, analyze, to_tables
+from lorascope.analyses import (
+    CKA,
+    AnalysisInputError,
+    MissingSitesError,
+    analyze,
+    linear_cka,
+    to_tables,
+)
 from lorascope.analyses.memory import plan_passes
 from lorascope.analyses.selection import select
 from lorascope.analyses.similarity.cka_exact import cut_pairs, plan_exact
@@ -170,6 +177,39 @@ def test_interval_is_that_of_recomputing_without_each_speaker(path, layers, one)
     half = stats.t.ppf(0.975, 3) * spread
     assert row["value_high"] - row["value"] == pytest.approx(half, abs=1e-10)
     assert row["value"] - row["value_low"] == pytest.approx(half, abs=1e-10)
+
+
+def test_rows_of_different_speakers_are_those_of_the_gram_form(tmp_path, make_store, one):
+    """The same estimator from row by row matrices (gram.py), speakers of unequal size."""
+    layers = rows_of(np.random.default_rng(6), 24, 6)
+    names = [f"s{i}" for i in np.random.default_rng(7).integers(0, 6, size=24)]
+    table = exact(make_store(tmp_path / "s", layers, speakers=names))
+    flat = [x.reshape(-1, 6) for x in layers]
+    want = linear_cka(flat, np.repeat(names, 5).tolist())["between_groups"]
+    for a in range(3):
+        for b in range(a, 3):
+            row = one(table, layer_a=a, layer_b=b, estimator="between_groups")
+            for column, values in (("value", want.value), ("value_low", want.low)):
+                assert row[column] == pytest.approx(values[a, b], abs=1e-10)
+            p_value = want.p_value[a, b]
+            assert a == b or row["p_value"] == pytest.approx(p_value, rel=1e-6)
+            assert np.isnan(row["null_ceiling"])
+
+
+def test_rows_of_one_utterance_are_no_similarity(tmp_path, make_store, one):
+    """Layers of 40 features that share nothing but that an utterance's rows are alike: about .35."""
+    rng = np.random.default_rng(8)
+    shape = (60, 1, 40), (60, 5, 40)
+    layers = [rng.normal(size=shape[0]) + 0.3 * rng.normal(size=shape[1]) for _ in range(2)]
+    speakers = [f"s{i % 12}" for i in range(60)]
+    table = exact(make_store(tmp_path / "s", layers, speakers=speakers))
+    over_all, between = (
+        one(table, layer_a=0, layer_b=1, estimator=name) for name in ("debiased", "between_groups")
+    )
+    assert over_all["value"] > 0.25
+    assert over_all["value"] == pytest.approx(over_all["null_ceiling"], rel=0.25)
+    assert between["value_low"] < 0 < between["value_high"]
+    assert abs(between["value"]) < 0.05
 
 
 def test_no_interval_where_sums_of_speakers_do_not_fit(tmp_path, make_store):
