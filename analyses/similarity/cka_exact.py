@@ -104,8 +104,7 @@ def _split_groups(
         most = room // (len(groups) - number) // sizes[at]
         view = selection.source.views[one.arrays[0].capture]
         found[at] = jackknife_groups(view, one.samples, selection.seed, most)
-        n_groups = int(found[at].max()) + 1
-        room -= sizes[at] * n_groups * (n_groups > 1)
+        room -= sizes[at] * (int(found[at].max()) + 1)
     return [found[at] for at in range(len(groups))]
 
 

@@ -18,10 +18,13 @@ from lorascope.analyses import (
     to_tables,
 )
 from lorascope.analyses.memory import plan_passes
+from lorascope.analyses.report.section_cka import cka_section
+from lorascope.analyses.report.study import Study as Compared
 from lorascope.analyses.selection import select
 from lorascope.analyses.similarity.cka_exact import cut_pairs, plan_exact
 from lorascope.analyses.similarity.row_sums import Layout, RowHsic, RowSums, add_tile, merge_sums
 from lorascope.analyses.source import Source
+from lorascope.analyses.summary import collect_values
 from lorascope.store import Site, create_store, open_store
 
 from .fake_cupy import make_module
@@ -313,6 +316,22 @@ def test_a_device_gives_the_same_and_mixes_nothing(study, monkeypatch):
     there = exact(study.path, device="cuda", **options)
     np.testing.assert_allclose(there["value"], here["value"], atol=1e-6)
     np.testing.assert_allclose(there["value_low"], here["value_low"], atol=1e-5)
+
+
+def test_report_and_summary_keep_to_pooled_values(study):
+    """Rows of frames beside them change neither a curve nor a headline."""
+    names = [CKA(exact=True, permutations=0)]
+    options = {"sites": ["resid_post", "lora_a", "lora_b"], "layers": [0, 1]}
+    table = to_tables(analyze(study.path, names, **options))["cka"]
+    frame = table["granularity"] == "frame"
+    assert set(table[frame]["estimator"]) == {"minibatch", "debiased", "biased", "between_groups"}
+    pooled = table[~frame]
+    shown = Compared(("frozen", "untrained", "lora"), "frozen", "lora", 4)
+    both, alone = (cka_section(rows, shown) for rows in (table, pooled))
+    assert both.findings == alone.findings
+    assert [g.caption for g in both.figures] == [g.caption for g in alone.figures]
+    assert [t.rows for t in both.tables] == [t.rows for t in alone.tables]
+    assert collect_values({"cka": table}) == collect_values({"cka": pooled})
 
 
 def test_exact_needs_rows_and_cka(tmp_path, path):
