@@ -13,8 +13,10 @@ from ..fold import ArrayKey
 from ..memory import format_bytes
 from ..plan import Outcome, Plan, Table
 from ..selection import Selection
+from .cka_exact import ExactPlan, plan_exact
 from .cka_frames import FramePlan, conclude_frames, plan_frames
 from .cka_pooled import Kernel, compare_pooled, list_kernels
+from .exact_table import conclude_exact
 from .flattened import FlatPlan, conclude_flattened, plan_flattened
 from .gaussian import RULES
 from .pairs import group_pairs
@@ -31,7 +33,7 @@ _TABLE_SHARE = 0.5
 
 @dataclass(frozen=True, slots=True)
 class CKA:
-    """CKA of all pairs: pooled, by three estimators; frames by minibatch within a site.
+    """CKA of all pairs: pooled; frames of a site by minibatch, or exactly; whole samples.
 
     Notes
     -----
@@ -53,6 +55,8 @@ class CKA:
     bandwidth_rule: str = RULES[0]
     """Median of the distances of different samples (`offdiagonal`), or with the zero diagonal
     (`kornblith`)."""
+    exact: bool = False
+    """Whether to compare frames from every pair of rows as well (`exact_fold.py`)."""
     permutations: int | None = None
     """Permutations of samples within speakers; None: up to 1,000 where they are cheap; 0: none."""
     name: str = "cka"
@@ -91,11 +95,14 @@ class CKA:
             raise MissingSitesError(msg)
         kernels = list_kernels(self.kernels, self.bandwidths, self.bandwidth_rule)
         flat = plan_flattened(selection) if self.flattened else FlatPlan()
-        _check_table(selection, ((keys, 3 * len(kernels)), (flat.arrays, 3)))
+        rows_each = 3 * len(kernels) + 2 * self.exact
+        _check_table(selection, ((keys, rows_each), (flat.arrays, 3)))
         frames = (
             plan_frames(selection, self.frames_per_sample) if self.frames else FramePlan((), ())
         )
-        return Plan(partial(_conclude, self, keys, kernels, (frames, flat)), frames.folds, keys)
+        exact = plan_exact(selection) if self.exact else ExactPlan()
+        conclude = partial(_conclude, self, keys, kernels, (frames, exact, flat))
+        return Plan(conclude, (*frames.folds, *exact.folds), keys, exact.notes)
 
 
 def _check_table(selection: Selection, parts: Sequence[tuple[Sequence[ArrayKey], int]]) -> None:
@@ -127,7 +134,7 @@ def _conclude(
     analysis: CKA,
     keys: Sequence[ArrayKey],
     kernels: Sequence[Kernel],
-    others: tuple[FramePlan, FlatPlan],
+    others: tuple[FramePlan, ExactPlan, FlatPlan],
     outcome: Outcome,
 ) -> dict[str, Table]:
     attrs: dict[str, object] = {
@@ -147,5 +154,6 @@ def _conclude(
         for frame in compare_pooled(keys, group, kernels, analysis.permutations, outcome, attrs)
     ]
     tables += conclude_frames(others[0], outcome, attrs)
-    tables += conclude_flattened(others[1], outcome, attrs)
+    tables += conclude_exact(others[1], outcome, attrs)
+    tables += conclude_flattened(others[2], outcome, attrs)
     return {"cka": Table(pd.concat(tables, ignore_index=True), attrs)}
