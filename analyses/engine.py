@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -258,10 +257,11 @@ class Part:
         slabs, folds, needs = self.slabs[done:], self.one.folds, self.one.needs
         memory = SlabMemory(max((self._bytes(slab) for slab in slabs), default=0))
         timer = Timer()
-        for number, (slab, following) in enumerate(zip_longest(slabs, slabs[1:]), done + 1):
-            block = self.source.block(needs, *slab, memory)
-            if following is not None:
-                self.source.expect(needs, *following)  # the disk works while this one is computed
+        for number, (start, stop) in enumerate(slabs, done + 1):
+            block = self.source.block(needs, start, stop, memory)
+            last = number == len(self.slabs)
+            if not last:  # the disk works while this one is computed
+                self.source.expect(needs, *self.slabs[number])
             states = [
                 fold.add(state, block.on(getattr(fold, "device", "cpu")))
                 for fold, state in zip(folds, states, strict=True)
@@ -270,8 +270,8 @@ class Part:
             release_memory()
             if self.told is not None:
                 meter, label = self.told
-                meter.advance(self._bytes(slab), f"{label}: samples {slab[0] + 1} to {slab[1]}")
-            if self.kept is not None and following is not None and timer.is_due():
+                meter.advance(self._bytes((start, stop)), f"{label}: samples {start + 1} to {stop}")
+            if self.kept is not None and not last and timer.is_due():
                 began = time.monotonic()
                 self.kept[0].save(self.kept[1], number, states)
                 timer.rest(began)

@@ -159,10 +159,13 @@ def _read_header(file: io.BufferedReader, key: str) -> dict[str, Any]:
         if header["key"] != key:
             msg = "it belongs to another run"
             raise UnusableStateError(msg)
-        header["done"], header["sizes"], header["crc32"]
+        missing = {"done", "sizes", "crc32"} - header.keys()
     except (ValueError, KeyError, TypeError) as error:
         msg = f"its header cannot be read ({error})"
         raise UnusableStateError(msg) from error
+    if missing:
+        msg = f"its header lacks {', '.join(sorted(missing))}"
+        raise UnusableStateError(msg)
     return header
 
 

@@ -241,28 +241,35 @@ def check(out: Path, path: Path) -> list[dict[str, Any]]:
     if "contribution" in tables:
         table = tables["contribution"].query("capture == 'second' and layer == 2")
         for part, ratio in (("attention", ATTENTION), ("mlp", MLP)):
-            row = table[table["component"] == part].iloc[0]
-            add(f"{part} over its input", row["ratio_mean"], ratio, 1e-6)
-        add("cosine of mlp and its input", row["cosine_mean"], 0.0, 1e-6)
+            row = table.query("component == @part")
+            add(f"{part} over its input", only(row, "ratio_mean"), ratio, 1e-6)
+        row = table.query("component == 'mlp'")
+        add("cosine of mlp and its input", only(row, "cosine_mean"), 0.0, 1e-6)
     if "cka" in tables:
         table = tables["cka"].query("granularity == 'frame' and site_a == site_b == 'embed'")
-        pair = table[(table["capture_a"] == "first") & (table["capture_b"] == "second")]
-        add("frame CKA of first and second", pair["value"].iloc[0], SHARED, 0.02)
+        table = table.query("capture_a == 'first' and capture_b == 'second'")
+        table = table.query("estimator == 'minibatch'")
+        add("frame CKA of first and second", only(table, "value"), SHARED, 0.02)
     if "probe" in tables:
         table = tables["probe"].query("probe == 'logistic' and fold == 'all' and site == 'embed'")
-        add("UAR of the probe", table["uar"].min(), 1.0, 0.0)
+        add("UAR of the probe", float(table["uar"].to_numpy(dtype=float).min()), 1.0, 0.0)
     return checks
+
+
+def only(table: pd.DataFrame, column: str) -> float:
+    """Return the one value of a column of a table of one row."""
+    (value,) = table[column].to_numpy(dtype=float)
+    return float(value)
 
 
 def check_spectra(
     table: pd.DataFrame, rows: int, add: Callable[[str, float, float, float], None]
 ) -> None:
     """Compare eigenvalues with those of the generator, and layers with their input."""
-    table = table[table["centred"].astype(bool)]
+    table = table.query("centred and capture == 'first'")
 
     def values(site: str, layer: int) -> np.ndarray:
-        own = table[(table["capture"] == "first") & (table["site"] == site)]
-        own = own[own["layer"].isna() | (own["layer"] == layer)]
+        own = table.query("site == @site and (layer.isna() or layer == @layer)")
         return own.sort_values("index")["singular_value"].to_numpy()
 
     embed = values("embed", -1)
