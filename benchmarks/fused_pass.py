@@ -75,15 +75,13 @@ def write(path: Path, options: argparse.Namespace) -> Store:
     item = 4 if options.dtype == "float32" else 2
     samples = options.megabytes * 10**6 // (2 * LAYERS * 1500 * RANK * item)
     rng = np.random.default_rng(0)
-    noise = rng.standard_normal((LAYERS, 3000, RANK), dtype=np.float32)
     for capture in ("first", "second"):
         config = {"capture": capture}
         with create_store(
             path, capture=capture, sites=[site], config=config, profile=options.profile
         ) as writer:
             for i in range(samples):
-                start = int(rng.integers(1500))
-                x = noise[:, start : start + 1500]
+                x = rng.standard_normal((LAYERS, 1500, RANK), dtype=np.float32)
                 writer.append(f"u{i:05d}", {site.name: x}, groups={"speaker": str(i % 10)})
     return open_store(path)
 

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorascope.store import Output, SampleRows, Site, create_store, open_store, verify_store
+from lorascope.store import (
+    Output,
+    SampleError,
+    SampleRows,
+    Site,
+    create_store,
+    open_store,
+    verify_store,
+)
 
 from .conftest import make_samples, plan_of
 
@@ -205,3 +213,30 @@ def test_a_planned_capture_of_pooled_values_only(tmp_path):
             writer.append(sample.id, {"x.mean_valid": np.full((1, 2), number)})
     read = open_store(tmp_path / "s").capture("a").read_pooled("x.mean_valid", 0)
     np.testing.assert_array_equal(read, np.repeat(np.arange(9.0)[:, None], 2, axis=1))
+
+
+@pytest.mark.parametrize("profile", ["fast", "compact"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_rows_go_into_memory_that_is_there(tmp_path, dtype, profile):
+    """Any part of several chunks and segments; what does not fit exactly is refused."""
+    x = np.arange(40 * 30 * 4, dtype=np.float64).reshape(40, 1, 30, 4) % 251
+    site = Site("x", [0], 4, dtype)
+    with create_store(
+        tmp_path / "s", capture="a", sites=[site], segment_rows=300, profile=profile
+    ) as writer:
+        for number, rows in enumerate(x):
+            writer.append(str(number), {"x": rows})
+    capture = open_store(tmp_path / "s").capture("a")
+    wide = np.dtype(np.float64 if dtype == "float64" else np.float32)
+    for start, stop in ((0, 40), (3, 4), (7, 23), (10, 20), (5, 5)):
+        out = np.full((30 * (stop - start), 4), -1, wide)
+        capture.expect_rows("x", 0, slice(start, stop))
+        assert capture.read_rows("x", 0, slice(start, stop), out=out) is out
+        np.testing.assert_array_equal(out, x[start:stop].reshape(-1, 4))
+    for wrong in (
+        np.empty((29, 4), wide),
+        np.empty((30, 4), np.int32),
+        np.empty((30, 8), wide)[:, ::2],
+    ):
+        with pytest.raises(SampleError, match="the array that should take it"):
+            capture.read_rows("x", 0, slice(0, 1), out=wrong)
