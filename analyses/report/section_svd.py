@@ -178,9 +178,8 @@ def _with_reference(shared: pd.DataFrame, study: Study) -> pd.DataFrame:
 def _shared_group(shared: pd.DataFrame, study: Study) -> FigureGroup | None:
     rows = having(_with_reference(shared, study), "layer")
     panels: list[Panel] = []
-    drawn = [
-        site for site in _sites(rows) if len(set(values(where(rows, "site", site), "layer"))) > 1
-    ]
+    layers = {site: values(where(rows, "site", site), "layer") for site in _sites(rows)}
+    drawn = [site for site, found in layers.items() if np.unique(found).size > 1]
     for i, site in enumerate(drawn):
         part = where(rows, "site", site)
         lines = capture_curves(part, study, y="overlap")

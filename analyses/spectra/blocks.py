@@ -98,6 +98,8 @@ class Load:
     rows: int
     masks: int
     """Scatters of it: of all rows, and of those with audio."""
+    scratch: int
+    """Bytes of working memory with blocks."""
 
 
 def choose_blocks(selection: Selection, loads: Mapping[ArrayKey, Load]) -> Jackknife:
@@ -121,7 +123,7 @@ def choose_blocks(selection: Selection, loads: Mapping[ArrayKey, Load]) -> Jackk
             found = blocks[key.capture]
             if found is not None:
                 single = 8 * found.parts(_WORKERS) * one.width**2
-                held, largest = held + one.masks * single, max(largest, single)
+                held, largest = held + one.masks * single, max(largest, single + one.scratch)
                 operations += _SOLVES * one.masks * found.count * one.width**3
         fits = held <= _PASSES * room and largest <= room
         if fits and operations <= max(_FREE_OPERATIONS, passed):

@@ -11,7 +11,7 @@ from ..masks import Frames, frames_of
 from ..selection import Selection, matches
 from ..source import View
 from .blocks import Jackknife, Load, choose_blocks
-from .scatter_fold import ScatterFold
+from .scatter_fold import ScatterFold, count_scratch
 
 DIRECTIONS = 32
 """Leading directions kept of each array that another capture has too."""
@@ -58,7 +58,7 @@ class ScatterPlan:
             key,
             info.width,
             find_rank(view, key),
-            8 if info.dtype == "float64" else 4,
+            find_itemsize(view, key),
             None if part else find_projection(self.selection.source, key),
             self.selection.device,
             mask=part,
@@ -81,7 +81,9 @@ def plan_scatters(selection: Selection) -> ScatterPlan:
         view = views[key.capture]
         info = view.info(key)
         masks = len(one.masks) - ("pad" in one.masks)
-        loads[key] = Load(info.width, int(view.rows[info.stream].sum()), masks)
+        rows = int(view.rows[info.stream].sum())
+        scratch = count_scratch(info.width, find_itemsize(view, key), picked=True)
+        loads[key] = Load(info.width, rows, masks, scratch)
     jackknife = choose_blocks(selection, loads)
     places = Counter((key.site, key.layer) for key in frames)
     shared = frozenset(place for place, count in places.items() if count > 1)
@@ -107,3 +109,8 @@ def find_rank(view: View, key: ArrayKey) -> int:
     if matches(key.site, "lora_b") and adapter.get("r"):
         return min(width, int(adapter["r"]))
     return width
+
+
+def find_itemsize(view: View, key: ArrayKey) -> int:
+    """Return the bytes of one value of an array in memory."""
+    return 8 if view.info(key).dtype == "float64" else 4

@@ -95,10 +95,9 @@ class ScatterFold:
 
     @property
     def scratch_bytes(self) -> int:
-        """A centred tile, its product and the outer product of means; or copies of `finish`."""
-        tiles = 1 if self.blocks is None and not self.mask else 2  # rows that are picked are copied
-        copies = 3 if self.blocks is None else 5
-        return tiles * TILE_ROWS * self.width * self.itemsize + copies * 8 * self.width**2
+        """Return what `count_scratch` says; rows are picked by speaker or by what they hold."""
+        picked = self.blocks is not None or bool(self.mask)
+        return count_scratch(self.width, self.itemsize, picked=picked)
 
     @property
     def result_bytes(self) -> int:
@@ -182,6 +181,16 @@ class ScatterFold:
         if matrix_dk is None or not np.isfinite(matrix_dk).all():
             return None
         return Turned.of(to_host(whole.scatter_dd), matrix_dk)
+
+
+def count_scratch(width: int, itemsize: int, *, picked: bool) -> int:
+    """Return the working memory of a scatter fold in bytes.
+
+    A centred tile, its product and the outer product of means, or copies of `finish`; a second tile
+    and copies without each block of speakers where rows are picked.
+    """
+    tiles, copies = (2, 5) if picked else (1, 3)
+    return tiles * TILE_ROWS * width * itemsize + copies * 8 * width**2
 
 
 def leading_vectors(scatter_dd: NDArray[np.float64], count: int) -> NDArray[np.float64]:
