@@ -45,7 +45,7 @@ class SVD:
     -----
     From a scatter matrix of float32 products, which resolves singular values above about 2e-4 of
     the largest. `tail=True` streams the rows through a QR decomposition in float64 as well: values
-    down to 1e-15 of the largest, at 6 to 10 times the time.
+    down to 1e-15 of the largest, at about 6 times the time.
     """
 
     tail: bool = False

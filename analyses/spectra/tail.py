@@ -49,7 +49,7 @@ class TailFold:
     R of [1, X] gives both spectra. Its first row is √n times (1, mean), up to sign; the rest of R
     is that of X less its mean, since that is orthogonal to the ones. R of [R; tile] is R of both,
     so states merge. O(features²) memory, 2 rows · features² operations in float64 and of a slower
-    kind than a product: 6 to 10 times the time of a scatter (`benchmarks/spectra.py --tail`).
+    kind than a product: about 6 times the time of a scatter (`benchmarks/spectra.py --tail`).
 
     References
     ----------
@@ -119,14 +119,9 @@ class TailFold:
         """Return the singular values."""
         if not np.isfinite(state.r_dd).all() or state.n < 2:
             return Tail(np.empty(0), np.empty(0))
-        parts = (
-            (state.r_dd[1:, 1:], min(self.rank, state.n - 1)),
-            (
-                state.r_dd[:, 1:],
-                min(self.rank, state.n),
-            ),
-        )
-        centred, uncentred = (linalg.svdvals(part)[:count] for part, count in parts)
+        below, whole = state.r_dd[1:, 1:], state.r_dd[:, 1:]
+        centred = np.linalg.svd(below, compute_uv=False)[: min(self.rank, state.n - 1)]
+        uncentred = np.linalg.svd(whole, compute_uv=False)[: min(self.rank, state.n)]
         # a mean that is not exact leaves rounding where every row is the same
         constant = centred[0] <= 1e-12 * uncentred[0]
         return Tail(np.zeros_like(centred) if constant else centred, uncentred)
@@ -142,6 +137,6 @@ def triangularise(stacked: NDArray[np.float64]) -> NDArray[np.float64]:
     """
     if not np.isfinite(stacked).all():
         return np.full((stacked.shape[1],) * 2, np.nan)  # said as a reason at the end
-    size, _ = linalg.lapack.dgeqrf_lwork(*stacked.shape)
-    factor, *_ = linalg.lapack.dgeqrf(stacked, lwork=int(size), overwrite_a=1)
+    decompose, ask = linalg.get_lapack_funcs(("geqrf", "geqrf_lwork"), (stacked,))
+    factor = decompose(stacked, lwork=int(ask(*stacked.shape)[0]), overwrite_a=1)[0]
     return np.triu(factor[: stacked.shape[1]])
