@@ -20,6 +20,9 @@ _WORKERS = 2
 """Workers that the memory is reckoned for, so that results do not depend on their number."""
 _PASSES = 2
 """Passes that the scatters of all arrays may take: the arrays of one are not read in the other."""
+_SINGLE = 0.25
+"""Part of the room for scatters that those of one array may take: more would leave many workers
+without room of their own where speakers alternate."""
 _FREE_OPERATIONS = 2e12
 """Operations of leaving out that are always taken: about a minute of one core."""
 _SOLVES = 18
@@ -118,23 +121,48 @@ def choose_blocks(selection: Selection, loads: Mapping[ArrayKey, Load]) -> Jackk
     note = ""
     for most in COUNTS:
         blocks = {name: make_blocks(view, most) for name, view in views.items()}
-        held, largest, operations = 0, 0, 0
-        for key, one in loads.items():
-            found = blocks[key.capture]
-            if found is not None:
-                single = 8 * found.parts(_WORKERS) * one.width**2
-                held, largest = held + one.masks * single, max(largest, single + one.scratch)
-                operations += _SOLVES * one.masks * found.count * one.width**3
-        fits = held <= _PASSES * room and largest <= room
-        if fits and operations <= max(_FREE_OPERATIONS, passed):
-            return Jackknife(blocks, "")
-        note = (
-            f"{format_bytes(held)} of scatter matrices, twice {format_bytes(room)} being the most"
-            if not fits
-            else f"{operations:.0e} operations, and the scatter matrices themselves {passed:.0e}"
+        taken = _count(loads, blocks)
+        fits = (
+            taken.held <= _PASSES * room
+            and taken.largest <= _SINGLE * room
+            and taken.worked <= room
         )
+        if fits and taken.operations <= max(_FREE_OPERATIONS, passed):
+            return Jackknife(blocks, "")
+        note = f"{taken.operations:.0e} operations, the scatter matrices themselves {passed:.0e}"
+        if not fits:
+            note = (
+                f"{format_bytes(taken.held)} of scatter matrices, {format_bytes(taken.largest)} "
+                f"for one array; there is room for {format_bytes(_PASSES * room)} and "
+                f"{format_bytes(_SINGLE * room)}"
+            )
     note = (
         f"svd: no intervals: leaving out speakers takes {note}. Choose fewer --captures, --sites "
         "or --layers for them, or more --memory."
     )
     return Jackknife(dict.fromkeys(views), note)
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """What leaving out the blocks of all arrays takes."""
+
+    held: int
+    """Bytes of all scatters."""
+    largest: int
+    """Bytes of the scatters of one array."""
+    worked: int
+    """The same with its working memory."""
+    operations: int
+
+
+def _count(loads: Mapping[ArrayKey, Load], blocks: Mapping[str, Blocks | None]) -> _Taken:
+    held, largest, worked, operations = 0, 0, 0, 0
+    for key, one in loads.items():
+        found = blocks[key.capture]
+        if found is not None:
+            single = 8 * found.parts(_WORKERS) * one.width**2
+            held += one.masks * single
+            largest, worked = max(largest, single), max(worked, single + one.scratch)
+            operations += _SOLVES * one.masks * found.count * one.width**3
+    return _Taken(held, largest, worked, operations)
