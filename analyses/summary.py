@@ -208,10 +208,15 @@ def _lens_values(rows: Sequence[_Row]) -> dict[str, Any]:
 def _mean_values(
     rows: Sequence[_Row], *, keys: tuple[str, str], columns: Sequence[str]
 ) -> dict[str, Any]:
-    """Return means over layers by two columns, one nested in the other; centred spectra only."""
+    """Return means over layers by two columns, one nested in the other.
+
+    Of spectra the centred ones only; of rows with several masks those of `valid`.
+    """
     groups: dict[str, dict[str, list[_Row]]] = {}
+    with_audio = {tuple(row[k] for k in keys) for row in rows if row.get("mask") == "valid"}
     for row in rows:
-        if row.get("centred", True):
+        padded = row.get("mask") != "valid" and tuple(row[k] for k in keys) in with_audio
+        if row.get("centred", True) and not padded:
             groups.setdefault(row[keys[0]], {}).setdefault(row[keys[1]], []).append(row)
     return {
         outer: {
