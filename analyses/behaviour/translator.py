@@ -16,8 +16,10 @@ from ..probes.scaling import Scaling
 from ..statistics.descent import MEMORY, minimise
 from ..statistics.divergence import kl_divergence
 
-PENALTIES = (float("inf"), *(float(p) for p in 10.0 ** np.arange(1, -4, -1)))
+PENALTIES = (float("inf"), 10.0, 1.0, 0.1, 0.01, 0.001, 1e-4, 1e-5)
 """What is tried, strongest first; infinite is the lens itself."""
+_FIRST = 6
+"""Weaker ones than so many are tried where the weakest of these is best: they take long to fit."""
 INNER_FOLDS = 5
 """Parts into which the training groups are put to choose the penalty; fewer where there are."""
 _MAX_ITERATIONS = 5000
@@ -168,30 +170,46 @@ def choose_penalty(
 ) -> float:
     """Return the penalty with the least divergence on groups that were left out of the training.
 
-    All inner fits of all penalties are one minimisation. Features keep the scale of the whole
-    training part. NaN where a fit did not converge.
+    The inner fits of the first six penalties are one minimisation, those of the weaker ones, where
+    they are needed, another. Features keep the scale of the whole training part. NaN where a fit
+    did not converge.
     """
     fold_n = fold_groups(group_n)
-    folds, finite = np.arange(fold_n.max() + 1), np.asarray(PENALTIES[1:])
-    fold_s, penalty_s = np.repeat(folds, finite.size), np.tile(finite, folds.size)
+    bare_n = kl_divergence(log_final_nk, log_softmax(offset_nk, axis=1))
+    total_p = np.asarray([bare_n.sum()])
+    for stop in (_FIRST, len(PENALTIES)):
+        if np.argmin(total_p) < total_p.size - 1:
+            break
+        finite = np.asarray(PENALTIES[total_p.size : stop])
+        of_these_p = _compare_penalties(design, offset_nk, log_final_nk, fold_n, finite)
+        total_p = np.concatenate([total_p, of_these_p])
+    return float("nan") if np.isnan(total_p).any() else PENALTIES[int(np.argmin(total_p))]
+
+
+def _compare_penalties(
+    design: Design,
+    offset_nk: NDArray[np.float64],
+    log_final_nk: NDArray[np.float64],
+    fold_n: NDArray[np.int64],
+    penalty_p: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Return the divergence summed over all inner folds for each penalty; NaN without an answer."""
+    folds, total_p = np.arange(fold_n.max() + 1), np.zeros(penalty_p.size)
+    fold_s, penalty_s = np.repeat(folds, penalty_p.size), np.tile(penalty_p, folds.size)
     weight_ns = (fold_n[:, None] != fold_s).astype(np.float64)
     theta_rsk = fit_translators(
         design, offset_nk, log_final_nk, weight_ns, penalty_s, tolerance=_CHOICE_TOLERANCE
     )
     if theta_rsk is None:
-        return float("nan")
-    total_p = np.zeros(finite.size)
+        return np.full(penalty_p.size, np.nan)
     for fold in folds:
         left = fold_n == fold
         own_rpk = theta_rsk[:, fold_s == fold]
-        z_npk = (design.basis_nr[left] @ own_rpk.reshape(len(own_rpk), -1)).reshape(
-            -1, *own_rpk.shape[1:]
-        )
-        for i in range(finite.size):
-            said_nk = log_softmax(z_npk[:, i] + offset_nk[left], axis=1)
+        z_npk = np.tensordot(design.basis_nr[left], own_rpk, axes=1) + offset_nk[left][:, None]
+        for i in range(penalty_p.size):
+            said_nk = log_softmax(z_npk[:, i], axis=1)
             total_p[i] += kl_divergence(log_final_nk[left], said_nk).sum()
-    bare = kl_divergence(log_final_nk, log_softmax(offset_nk, axis=1)).sum()
-    return PENALTIES[int(np.argmin([bare, *total_p]))]
+    return total_p
 
 
 def fold_groups(group_n: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -210,6 +228,7 @@ def translate_left_out(
     offset_nk: NDArray[np.float64],
     log_final_nk: NDArray[np.float64],
     group_n: NDArray[np.int64],
+    scored_n: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return what the tuned lens says of samples whose group it was not fitted on.
 
@@ -223,33 +242,35 @@ def translate_left_out(
         Log-probabilities of the model, [samples, classes].
     group_n
         Group number 0 … G-1 of every sample; at least 3 groups.
+    scored_n
+        Which samples are asked about; groups without any are only fitted on. None: all.
 
     Returns
     -------
     tuple
-        Log-probabilities [samples, classes] and the penalty of each group [groups]; NaN for groups
-        where a fit did not converge.
+        Log-probabilities [samples, classes], NaN where nothing was asked, and the penalty of each
+        group that was left out [groups]; both NaN where a fit did not converge.
     """
-    n_groups = int(group_n.max()) + 1
-    said_nk, penalty_g = np.full(offset_nk.shape, np.nan), np.full(n_groups, np.nan)
-    for group in range(n_groups):
+    groups = np.unique(group_n if scored_n is None else group_n[scored_n])
+    said_nk, penalty_g = np.full(offset_nk.shape, np.nan), np.full(groups.size, np.nan)
+    for i, group in enumerate(groups):
         held = group_n == group
         design = Design.of(x_nd[~held], x_nd[held])
         of_train = offset_nk[~held], log_final_nk[~held]
-        penalty_g[group] = choose_penalty(design, *of_train, group_n[~held])
+        penalty_g[i] = choose_penalty(design, *of_train, group_n[~held])
         z_nk = offset_nk[held]
-        if np.isfinite(penalty_g[group]):
+        if np.isfinite(penalty_g[i]):
             every = np.ones((int((~held).sum()), 1))
-            theta_rsk = fit_translators(design, *of_train, every, penalty_g[group : group + 1])
+            theta_rsk = fit_translators(design, *of_train, every, penalty_g[i : i + 1])
             theta_rk = np.nan if theta_rsk is None else theta_rsk[:, 0]
             z_nk = z_nk + design.held_mr @ theta_rk
-        if not np.isnan(penalty_g[group]):
+        if not np.isnan(penalty_g[i]):
             said_nk[held] = log_softmax(z_nk, axis=1)
     return said_nk, penalty_g
 
 
 def count_bytes(n: int, width: int, n_classes: int) -> int:
     """Return the memory of `translate_left_out`: features, basis, products and all inner fits."""
-    rank, columns = min(n, width + 1), INNER_FOLDS * (len(PENALTIES) - 1) * n_classes
+    rank, columns = min(n, width + 1), INNER_FOLDS * (_FIRST - 1) * n_classes
     steps = 2 * MEMORY + 8  # the pairs that are kept, the point, its gradient and trial steps
     return 8 * (n * (3 * width + 2 * rank) + 3 * rank**2 + columns * (5 * n + steps * rank))

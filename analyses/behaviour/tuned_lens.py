@@ -45,18 +45,20 @@ class TunedLens:
     before a linear head H, the logits show H W and H b alone, so the fit is a logistic regression
     with the lens as offset and the model's probabilities as targets: z = z_ℓ + V x_ℓ + c with the
     least mean KL(p_L ‖ softmax(z)) + ½ λ (‖V‖² + ‖c‖²), x_ℓ standardised. It is convex and has one
-    answer, which a strong λ draws to the lens itself. λ is chosen of 6 on speakers of the training
+    answer, which a strong λ draws to the lens itself. λ is chosen of 8 on speakers of the training
     part, and every score is of speakers that were left out. It tells what a linear reader finds in
     a layer of the model's answer; it does not tell that the model reads the layer so.
 
-    Per layer: G · (samples · features · min(samples, features)) and 26 fits for each of the G
-    speakers; the memory of a few copies of the layer's features in float64.
+    Per layer: G · (samples · features · min(samples, features)) and 26 fits or more for each of the
+    G speakers; the memory of a few copies of the layer's features in float64.
 
     References
     ----------
     Belrose et al. 2023, Eliciting latent predictions from transformers with the tuned lens.
     """
 
+    fit_exposed: bool = False
+    """Whether samples of the training part of the head are fitted on; scored they never are."""
     name: str = "tuned_lens"
     description: str = "the lens after a fitted translator of each layer, on speakers left out"
     by_default: bool = False
@@ -66,7 +68,7 @@ class TunedLens:
         keys = choose_lens_arrays(selection, self.name)
         for key in keys:
             check_memory(f"the tuned lens of {key}", _count(key, selection), selection)
-        return Plan(partial(_conclude, keys), (), keys)
+        return Plan(partial(_conclude, self, keys), (), keys)
 
 
 def _count(key: ArrayKey, selection: Selection) -> int:
@@ -76,28 +78,31 @@ def _count(key: ArrayKey, selection: Selection) -> int:
     return translator.count_bytes(view.samples.size, width, n_classes)
 
 
-def _conclude(keys: Sequence[ArrayKey], outcome: Outcome) -> dict[str, Table]:
+def _conclude(analysis: TunedLens, keys: Sequence[ArrayKey], outcome: Outcome) -> dict[str, Table]:
     together = count_together(max(_count(key, outcome.selection) for key in keys), outcome)
     rows: list[Row] = []
     for view in outcome.selection.captures:
         mine = [key for key in keys if key.capture == view.name]
-        samples = unexposed_samples(view, through="head")
-        lacking = why_dark(view, mine, samples, outcome.selection)
+        unexposed = unexposed_samples(view, through="head")
+        lacking = why_dark(view, mine, unexposed, outcome.selection)
+        samples = view.samples if analysis.fit_exposed else unexposed
         samples = samples[view.group_n[samples] != ""]
-        lacking = lacking or _why_unfitted(view, samples)
+        lacking = lacking or _why_unfitted(view, samples, analysis)
         if lacking:
             rows.append(explain_capture(view, lacking))
             continue
         answers = read_answers(view, samples, outcome.selection.source)
-        work = partial(_tune, view=view, samples=samples, answers=answers, outcome=outcome)
+        given = _Given(view, samples, np.isin(samples, unexposed), answers)
+        work = partial(_tune, given=given, outcome=outcome)
         rows += outcome.runner.map(work, mine, together)
+    fitted = "all other speakers" if analysis.fit_exposed else "the others that are scored"
     attrs = {
         "translator": "logits + V x + c of standardised features, from V = c = 0, convex",
         "penalty": "of squared V and c; median over folds, inf is the lens itself; of "
         f"{', '.join(f'{p:g}' for p in translator.PENALTIES)} by KL on training speakers left out",
         "final": "softmax of the stored logits",
-        "split": "leave-one-speaker-out; lens_* are the lens on the same samples, delta_* the "
-        "tuned lens less the lens",
+        "split": f"leave-one-speaker-out, fitted on {fitted}",
+        "lens_": "the lens on the same samples; delta_: the tuned lens less the lens",
         "chance_kl": "KL to the mean of the model's probabilities over the training speakers",
         "interval": "cluster bootstrap over speakers, 95 %",
         "unit": "nats",
@@ -105,44 +110,61 @@ def _conclude(keys: Sequence[ArrayKey], outcome: Outcome) -> dict[str, Table]:
     return {"tuned_lens": Table(pd.DataFrame(rows), attrs)}
 
 
-def _why_unfitted(view: View, samples: NDArray[np.int64]) -> str:
+def _why_unfitted(view: View, samples: NDArray[np.int64], analysis: TunedLens) -> str:
     """Return why no translator can be fitted and judged; empty where one can."""
     n_groups = len(set(view.group_n[samples].tolist()))
     if n_groups < MIN_GROUPS:
-        group = view.group_name or "group"
+        where, hint = "", ""
+        if not analysis.fit_exposed and samples.size < view.samples.size:
+            where = " outside of the training part"
+            hint = "; TunedLens(fit_exposed=True) fits on the training part too"
         return (
-            f"{n_groups} {group}s with samples outside of the training part; at least "
-            f"{MIN_GROUPS} are needed: one is left out, one chooses the penalty"
+            f"{n_groups} {view.group_name or 'group'}s{where}; at least {MIN_GROUPS} are needed: "
+            f"one is left out, one chooses the penalty{hint}"
         )
     if samples.size < MIN_SAMPLES:
         return f"{samples.size} samples; at least {MIN_SAMPLES} are needed"
     return ""
 
 
-def _tune(
-    key: ArrayKey,
-    *,
-    view: View,
-    samples: NDArray[np.int64],
-    answers: Answers,
-    outcome: Outcome,
-) -> Row:
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What the layers of one capture are fitted on and compared with."""
+
+    view: View
+    samples: NDArray[np.int64]
+    scored_n: NDArray[np.bool_]
+    """Which of the samples are scored."""
+    answers: Answers
+
+    def scored(self) -> Answers:
+        """Return the answers of the samples that are scored."""
+        known, scored_n = self.answers, self.scored_n
+        speaker_n = np.unique(known.speaker_n[scored_n], return_inverse=True)[1]
+        return Answers(known.log_final_nk[scored_n], speaker_n, known.true_n[scored_n])
+
+
+def _tune(key: ArrayKey, *, given: _Given, outcome: Outcome) -> Row:
     """Return the row of one layer."""
-    row: Row = {"capture": view.name, "site": key.site, "layer": key.layer}
-    row |= {"n": samples.size, "exposed": "none", "reason": ""}
-    x_nd = outcome.pooled.matrix(key, samples)
-    parameters = dict(outcome.selection.source.capture(view.name).parameters)
+    row: Row = {"capture": key.capture, "site": key.site, "layer": key.layer}
+    row |= {"n": int(given.scored_n.sum()), "exposed": "none", "reason": ""}
+    answers, scored_n = given.answers, given.scored_n
+    x_nd = outcome.pooled.matrix(key, given.samples)
+    parameters = dict(outcome.selection.source.capture(given.view.name).parameters)
     logits_nk = apply_head(parameters, x_nd)
     if not (np.isfinite(logits_nk).all() and np.isfinite(answers.log_final_nk).all()):
         return {**row, "reason": "NaN or infinite features or logits"}
     tuned_nk, penalty_g = translator.translate_left_out(
-        x_nd, logits_nk, answers.log_final_nk, answers.speaker_n
+        x_nd, logits_nk, answers.log_final_nk, answers.speaker_n, scored_n
     )
+    tuned_nk = tuned_nk[scored_n]
+    lens_nk = to_log_probabilities(logits_nk[scored_n])
     if not np.isfinite(tuned_nk).all():
         failed = int(np.isnan(penalty_g).sum())
         return {**row, "reason": f"the fit did not converge in {failed} of {penalty_g.size} folds"}
     row |= {"penalty": float(np.median(penalty_g))}
-    return row | _score(to_log_probabilities(logits_nk), tuned_nk, answers, outcome.selection.seed)
+    row |= {"chance_kl": _chance_divergence(answers, scored_n)}
+    return row | _score(lens_nk, tuned_nk, given.scored(), outcome.selection.seed)
 
 
 def _score(
@@ -159,7 +181,6 @@ def _score(
     out |= {f"lens_{name}": lens_nm[:, i].mean() for i, name in enumerate(_MEANS)}
     tuned_n, final_n = tuned_nk.argmax(axis=1), final_nk.argmax(axis=1)
     out |= {"chance_overlap": chance_overlap(tuned_n, final_n, final_nk.shape[1])}
-    out |= {"chance_kl": _chance_divergence(final_nk, group_n)}
     return out | _recall(np.stack([tuned_n, lens_nk.argmax(axis=1)], axis=1), answers, seed)
 
 
@@ -170,14 +191,14 @@ def _measure(final_nk: NDArray[np.float64], said_nk: NDArray[np.float64]) -> NDA
     return np.stack(parts, axis=1).astype(np.float64)
 
 
-def _chance_divergence(final_nk: NDArray[np.float64], group_n: NDArray[np.int64]) -> float:
-    """Return the mean KL to what the model says on average of the other speakers."""
-    total = 0.0
-    for group in range(int(group_n.max()) + 1):
-        held = group_n == group
+def _chance_divergence(answers: Answers, scored_n: NDArray[np.bool_]) -> float:
+    """Return the mean KL to what the model says on average of the speakers that are fitted on."""
+    final_nk, total = answers.log_final_nk, 0.0
+    for group in np.unique(answers.speaker_n[scored_n]):
+        held = answers.speaker_n == group
         average_k = np.log(np.exp(final_nk[~held]).mean(axis=0))
-        total += kl_divergence(final_nk[held], average_k[None]).sum()
-    return float(total) / len(final_nk)
+        total += kl_divergence(final_nk[held & scored_n], average_k[None]).sum()
+    return float(total) / int(scored_n.sum())
 
 
 def _recall(predicted_nm: NDArray[np.int64], answers: Answers, seed: int) -> Row:

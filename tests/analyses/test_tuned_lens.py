@@ -224,6 +224,27 @@ def test_the_table_holds_scores_of_speakers_left_out(study, tables) -> None:
     assert row["delta_kl_final_layer"] <= row["delta_kl_final_layer_high"]
 
 
+def test_exposed_speakers_may_be_fitted_on_but_never_scored(study) -> None:
+    options = {"captures": ["lora"], "layers": [0], "sites": ["resid_post"]}
+    found = to_tables(analyze(study.path, [TunedLens(fit_exposed=True)], **options))
+    row = found["tuned_lens"].iloc[0]
+    assert (row["n"], row["exposed"]) == (24, "none")
+    x = np.stack(study.pooled["lora", "resid_post.mean_all_normed"])[:, 0].astype(float)
+    head = {name.removeprefix("head."): v.astype(float) for name, v in study.head.items()}
+    hidden = x @ head["projector.weight"].T + head["projector.bias"]
+    logits = hidden @ head["classifier.weight"].T + head["classifier.bias"]
+    model = log_softmax(study.logits["lora"].astype(float), axis=1)
+    speakers = np.unique(study.speakers, return_inverse=True)[1]
+    said, penalty = translate_left_out(x, logits, model, speakers)  # all five, each left out
+    used = ~study.exposed["lora"]
+    assert row["kl_final_layer"] == pytest.approx(kl(model, said)[used].mean(), rel=1e-6)
+    assert row["penalty"] == np.median(penalty[2:])
+    only, penalties = translate_left_out(x, logits, model, speakers, used)
+    np.testing.assert_array_equal(only[used], said[used])
+    assert np.isnan(only[~used]).all()
+    np.testing.assert_array_equal(penalties, penalty[2:])
+
+
 def test_the_last_layer_needs_no_translator(tables) -> None:
     last = tables["tuned_lens"]
     last = last[(last["site"] == "resid_post") & (last["layer"] == 2)]
@@ -247,7 +268,7 @@ def test_workers_and_memory_change_nothing(study, tables) -> None:
 @pytest.mark.parametrize(
     ("n", "speakers", "trained", "reason"),
     [
-        (20, 2, [], "2 speakers with samples outside of the training part; at least 3"),
+        (20, 2, [], "2 speakers; at least 3 are needed"),
         (8, 4, [], "8 samples; at least 10 are needed"),
         (20, 4, ["head"], "every sample was in the training part"),
     ],
