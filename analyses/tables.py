@@ -82,6 +82,15 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         *("overlap", "overlap_low", "overlap_high", "chance_overlap", "uar", "uar_low", "uar_high"),
         *_END,
     ),
+    "tuned_lens": (
+        *("capture", "site", "layer", "kl_final_layer", "kl_final_layer_low"),
+        *("kl_final_layer_high", "js", "js_low", "js_high", "overlap", "overlap_low"),
+        *("overlap_high", "uar", "uar_low", "uar_high", "lens_kl_final_layer", "lens_js"),
+        *("lens_overlap", "lens_uar", "delta_kl_final_layer", "delta_kl_final_layer_low"),
+        *("delta_kl_final_layer_high", "delta_js", "delta_js_low", "delta_js_high"),
+        *("delta_overlap", "delta_overlap_low", "delta_overlap_high", "delta_uar"),
+        *("delta_uar_low", "delta_uar_high", "chance_kl", "chance_overlap", "penalty", *_END),
+    ),
     "contribution": (
         *(
             "capture",
