@@ -8,17 +8,19 @@ states).
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 from dask.base import compute
 from dask.delayed import delayed as dask_delayed
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from .backend import check_device, device_memory
 from .errors import AnalysisInputError
@@ -47,16 +49,30 @@ class Runner:
             return list(self.client.gather(self.client.compute(list(tasks))))
         together = at_a_time or self.workers
         # BLAS gets the workers that have no task of their own: never more threads than workers
-        limit = threadpool_limits(max(1, self.workers // together))
-        with device_memory(self.device), limit:
+        with device_memory(self.device), limit_blas(self.workers // together):
             return list(compute(*tasks, scheduler="threads", num_workers=together))
 
     def map(
         self, function: Callable[[Any], Any], items: Sequence[Any], at_a_time: int | None = None
     ) -> list[Any]:
         """Return `function(item)` of every item, in order, several at a time, in this process."""
-        tasks = [_delay(partial(function, item)) for item in items]
-        return Runner(self.workers, device=self.device).compute(tasks, at_a_time)
+        together = at_a_time or self.workers
+        with device_memory(self.device), limit_blas(self.workers // together):
+            if together == 1:
+                return [function(item) for item in items]
+            with ThreadPoolExecutor(together) as pool:
+                return list(pool.map(function, items))
+
+
+def limit_blas(threads: int) -> AbstractContextManager[Any]:
+    """Limit the threads of each BLAS call, as long as the context lasts."""
+    return _find_blas(len(sys.modules)).limit(limits=max(1, threads))
+
+
+@lru_cache(maxsize=1)
+def _find_blas(modules: int) -> ThreadpoolController:  # noqa: ARG001 - what is imported may load one
+    """Return the libraries that are loaded; looking for them takes 5 ms."""
+    return ThreadpoolController()
 
 
 def _delay(function: Callable[..., Any], *delayed: Any) -> Any:  # noqa: ANN401 - dask is untyped

@@ -109,29 +109,32 @@ class Compared:
         views = self.selection.source.views
         known = [views[name] for name in dict.fromkeys(key.capture for key in self.arrays)]
         exposed = describe_pair_exposure(known, samples)
-        head = name_pairs(self.arrays, *pairs)
         names = [key.capture for key in self.arrays]
         words = [exposed[names[a], names[b]] for a, b in zip(*pairs, strict=True)]
+        head: dict[str, object] = {
+            **name_sides(self.arrays, *pairs),
+            "granularity": granularity,
+            "kernel": kernel,
+            "mask": np.asarray(self.masks, dtype=object)[pairs[0]],
+            "n": samples.size,
+            "exposed": words,
+        }
         for name, found in estimates.items():
             if name == BETWEEN and not known[0].group_name:
                 continue
+            value_p = found.value[pairs]
             columns: dict[str, object] = {
-                "granularity": granularity,
-                "kernel": kernel,
                 "estimator": name,
-                "mask": np.asarray(self.masks, dtype=object)[pairs[0]],
-                "n": samples.size,
-                "exposed": words,
-                "value": found.value[pairs],
+                "value": value_p,
                 "value_low": found.low[pairs],
                 "value_high": found.high[pairs],
                 "p_value": found.p_value[pairs],
                 "null_ceiling": found.null_ceiling[pairs],
-                "reason": self._explain(name, found.value[pairs], pairs, known[0].group_name),
+                "reason": self._explain(name, value_p, pairs, known[0].group_name),
             }
             if p_permutation is not None and name == "debiased":
                 columns["p_permutation"] = p_permutation[pairs]
-            yield head.assign(**columns)
+            yield as_frame({**head, **columns}, value_p.size)
 
     def _explain(
         self, estimator: str, value_p: NDArray, pairs: tuple[NDArray, NDArray], group: str
@@ -160,13 +163,38 @@ def name_pairs(
     arrays: Sequence[ArrayKey], a_p: NDArray[np.int64], b_p: NDArray[np.int64]
 ) -> pd.DataFrame:
     """Return the columns that name both sides of each pair."""
+    return as_frame(name_sides(arrays, a_p, b_p), a_p.size)
+
+
+def name_sides(
+    arrays: Sequence[ArrayKey], a_p: NDArray[np.int64], b_p: NDArray[np.int64]
+) -> dict[str, NDArray]:
+    """Return the columns that name both sides of each pair, by name."""
     columns: dict[str, NDArray] = {}
     for side, at in (("a", a_p), ("b", b_p)):
         for part in ("capture", "site"):
             values = np.asarray([getattr(key, part) for key in arrays], dtype=object)
             columns[f"{part}_{side}"] = values[at]
         columns[f"layer_{side}"] = np.asarray([key.layer for key in arrays])[at]
-    return pd.DataFrame(columns)
+    return columns
+
+
+def as_frame(columns: Mapping[str, object], rows: int) -> pd.DataFrame:
+    """Return a table; its text stays objects, which pandas need not copy into strings of its own.
+
+    Parameters
+    ----------
+    columns
+        By name: one value for each row, or one for all of them.
+    rows
+        How many there are.
+    """
+    data: dict[str, pd.Series] = {}
+    for name, values in columns.items():
+        full = [values] * rows if isinstance(values, str) else values
+        text = isinstance(full, list) or getattr(full, "dtype", None) == object
+        data[name] = pd.Series(full, index=range(rows), dtype=object if text else None)
+    return pd.DataFrame(data, copy=False)
 
 
 def explain_arrays(faults: Sequence[str], n: int, arrays: Sequence[ArrayKey]) -> tuple[str, ...]:
