@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,16 +15,15 @@ from .behaviour.contribution import Contribution
 from .behaviour.erasure import Erasure
 from .behaviour.lens import Lens
 from .behaviour.scores import Scores
+from .choose import choose_variant, make_plans
 from .embedding.embedding import Embedding
 from .engine import Progress, Runner, open_runner, run_passes
-from .errors import AnalysisInputError, MemoryBudgetError, MissingSitesError
+from .errors import MemoryBudgetError
 from .fold import ArrayKey, Fold
 from .gradients.gradients import Gradients
 from .lora.alignment import Alignment
 from .lora.weights import Weights
-from .memory import Pass, check_fits, format_bytes, parse_bytes, plan_passes
-from .own import as_analysis
-from .paper.paper import Paper
+from .memory import Pass, format_bytes, parse_bytes, plan_passes
 from .plan import Analysis, Outcome, Plan, Table, join_tables
 from .pooled import CollectFold, PooledSource
 from .probes.code_length import CodeLength
@@ -136,7 +134,7 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
     Tables agree for any memory and worker count up to the order of float64 sums, and of float32
     products in the spectra (1e-6 relative).
     """
-    chosen = choose_variant(names, variant, faults)
+    chosen = choose_variant(names, CATALOGUE, variant, faults)
     memory_bytes = parse_bytes(memory)
     store = store if isinstance(store, Store) else open_store(store)
     against = against if against is None or isinstance(against, Store) else open_store(against)
@@ -154,7 +152,7 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
             device=device,
         )
         by_default = names is None and variant == "corrected"
-        plans, skipped = _plan(chosen, selection, by_default=by_default)
+        plans, skipped = make_plans(chosen, selection, by_default=by_default)
         for note in (note for plan in plans.values() for note in plan.notes):
             if notify is not None:
                 notify(note)
@@ -168,76 +166,6 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
         **facts,
     }
     return {name: to_dataset(name, table, attrs) for name, table in tables.items()}
-
-
-def choose(names: Sequence[str | Analysis | Fold[Any, Any]] | None) -> list[Analysis]:
-    """Return the analyses that names and folds stand for, each once.
-
-    Raises
-    ------
-    AnalysisInputError
-        An unknown name (says which ones there are), or two analyses of one name.
-    """
-    chosen: dict[str, Analysis] = {}
-    for name in CATALOGUE if names is None else [names] if isinstance(names, str) else names:
-        if not isinstance(name, str):
-            analysis = as_analysis(name)
-            if analysis.name in chosen:
-                msg = f"two analyses are called {analysis.name!r}: give one of them another `name`."
-                raise AnalysisInputError(msg)
-            chosen[analysis.name] = analysis
-        elif name in CATALOGUE:
-            chosen[name] = CATALOGUE[name]
-        else:
-            close = difflib.get_close_matches(name, CATALOGUE, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            msg = f"no analysis {name!r}.{hint} There are: {', '.join(CATALOGUE)}."
-            raise AnalysisInputError(msg)
-    return list(chosen.values())
-
-
-def choose_variant(
-    names: Sequence[str | Analysis | Fold[Any, Any]] | None, variant: str, faults: Sequence[str]
-) -> list[Analysis]:
-    """Return the analyses of a variant: those named, for `paper` with its own before them."""
-    if variant == "corrected" and not faults:
-        return choose(names)
-    if variant == "corrected":
-        msg = f"faults ({', '.join(faults)}) are those of the variant `paper`: ask for it."
-        raise AnalysisInputError(msg)
-    if variant != "paper":
-        msg = f"no variant {variant!r}. There are: corrected, paper."
-        raise AnalysisInputError(msg)
-    named = [] if names is None else choose(names)
-    return [Paper.of([one.name for one in named] or None, faults), *named]
-
-
-def _plan(
-    chosen: Sequence[Analysis], selection: Selection, *, by_default: bool
-) -> tuple[dict[str, Plan], dict[str, str]]:
-    """Return the plans, and why analyses that nobody asked for by name are left out."""
-    plans: dict[str, Plan] = {}
-    skipped: dict[str, str] = {}
-    short: MemoryBudgetError | None = None
-    for analysis in chosen:
-        if by_default and not getattr(analysis, "by_default", True):
-            skipped[analysis.name] = "it takes its time and runs where it is asked for by name."
-            continue
-        try:
-            plan = analysis.plan(selection)
-            check_fits(plan.folds, selection.source.cost, selection.memory_bytes)
-            plans[analysis.name] = plan
-        except (MissingSitesError, MemoryBudgetError) as error:
-            if not by_default:
-                raise
-            skipped[analysis.name] = str(error)
-            short = error if isinstance(error, MemoryBudgetError) else short
-    if not plans and short is not None:
-        raise short
-    if not plans:
-        msg = f"the store serves no analysis. {' '.join(skipped.values())}"
-        raise MissingSitesError(msg)
-    return plans, skipped
 
 
 def _execute(

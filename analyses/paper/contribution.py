@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from ..behaviour.contribution import compare_rows
 from ..fold import ArrayKey, Block, Piece
+from ..masks import Frames, frames_of
 from ..plan import Outcome, describe_exposure
 from ..selection import Selection, layers_of
 from ..source import View
-from .frames import Frames, frames_of, note_padding
+from .frames import note_padding
 from .quantity import NAN, Part, Place, Quantity, Value
 
 COMPONENTS = ("attention", "mlp", "layer")

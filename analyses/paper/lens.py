@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from ..behaviour.lens import POOL, apply_head
 from ..fold import ArrayKey, Block
+from ..masks import Frames, frames_of
 from ..plan import Outcome, unexposed_samples
 from ..pooled import mean_rows
 from ..selection import Selection
 from ..source import View
 from ..statistics.divergence import kl_divergence, to_log_probabilities
-from .frames import Frames, frames_of, note_padding
+from .frames import note_padding
 from .quantity import NAN, Part, Place, Quantity, Value
 
 FAULTS = {"kl": ("no-final-norm", "kl-direction", "softmax-log"), "overlap": ("no-final-norm",)}

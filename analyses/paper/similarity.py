@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..fold import ArrayKey, Block
+from ..masks import Frames, frames_of
 from ..memory import format_bytes
 from ..plan import Outcome, describe_exposure, most_exposed
 from ..selection import Selection, matches
 from ..source import View
 from .captures import baseline_of, has_adapter, is_trained_adapter
-from .frames import Frames, frames_of, note_padding
+from .frames import note_padding
 from .grams import cka, flattened_gram, permuted_cka, rbf_kernel
 from .quantity import NAN, Part, Place, Quantity, Value
 

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 
 from ..fold import ArrayKey, Block
+from ..masks import Frames, frames_of
 from ..plan import Outcome, describe_exposure
 from ..selection import Selection, matches
 from ..source import View
@@ -15,7 +16,7 @@ from ..spectra.scatter import Scatter, add_rows
 from ..spectra.spectrum import describe_spectrum
 from ..spectra.svd import ScatterFold, Spectra, make_scatter_fold
 from .captures import baseline_of, is_trained_adapter
-from .frames import Frames, frames_of, note_padding
+from .frames import note_padding
 from .quantity import NAN, Part, Place, Quantity, Value
 
 SITES = ("lora_a", "lora_b", "grad.lora_a", "grad.lora_b")
