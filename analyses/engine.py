@@ -194,9 +194,14 @@ def _run_pass(
 def split_slabs(
     slabs: Sequence[tuple[int, int]], size: np.ndarray, parts: int
 ) -> list[tuple[tuple[int, int], ...]]:
-    """Return up to `parts` contiguous runs of slabs of about equal bytes."""
-    ends = np.cumsum([int(size[start:stop].sum()) for start, stop in slabs])
-    share = np.clip((ends - 1) * parts // max(int(ends[-1]), 1), 0, parts - 1)  # 0 bytes: first
+    """Return up to `parts` contiguous runs of slabs of about equal bytes.
+
+    A slab is of the part in which the first quarter of it ends.
+    """
+    bytes_s = np.asarray([int(size[start:stop].sum()) for start, stop in slabs])
+    ends = np.cumsum(bytes_s)
+    share = (ends - bytes_s + bytes_s // 4) * parts // max(int(ends[-1]), 1)
+    share = np.clip(share, 0, parts - 1)  # 0 bytes: first
     runs = [
         tuple(slab for slab, at in zip(slabs, share, strict=True) if at == p) for p in range(parts)
     ]

@@ -191,11 +191,15 @@ def _cut(
     share = total // (budget.workers * _SLABS_PER_WORKER)
     limit = min(budget.room(folds), _SLAB_BYTES, max(share, 1))
     limit = max(limit, int(bytes_n.max(initial=0)))
+    # Pooled features of a segment are one chunk, read as a whole or again and again
+    most = min(budget.room(folds), _SLAB_BYTES) if all(key.pool for key in needs) else 0
     slabs, start, end_n = [], 0, np.concatenate([[0], np.cumsum(bytes_n)])
     while start < bytes_n.size:
         stop = int(np.searchsorted(end_n, end_n[start] + limit, side="right")) - 1
         inside = borders[(borders > start + (stop - start) // 2) & (borders <= stop)]
         stop = int(inside[-1]) if inside.size and stop < bytes_n.size else stop
+        following = next((b for b in [*borders.tolist(), bytes_n.size] if b >= stop), stop)
+        stop = following if end_n[following] - end_n[start] <= most else stop
         slabs.append((start, stop))
         start = stop
     return Pass(tuple(folds), needs, tuple(slabs), budget.workers)

@@ -10,7 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 type Reader = Callable[[int, NDArray[np.int64]], NDArray]
-"""`read(array, rows)`: the rows (given by number) of one array, [rows, features]."""
+"""`read(array, rows)`: the rows (given by number) of one array, [rows, features].
+
+What it returns may be written to, unless it is marked as read-only.
+"""
 type Mapper = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
 """`mapper(function, items)`: the results of all items, in order."""
 
@@ -63,7 +66,8 @@ class Moments:
         scale = float(self.scales[a])
         if dtype != np.float32 or x_nd.dtype != np.float32 or not 1e-30 < scale < 1e30:
             return self.centre(a, x_nd).astype(dtype, copy=False)
-        out_nd = x_nd - self.means[a].astype(np.float32)
+        out_nd = x_nd if x_nd.flags.writeable else np.empty_like(x_nd)
+        np.subtract(x_nd, self.means[a].astype(np.float32), out=out_nd)
         out_nd *= np.float32(1 / scale)
         return out_nd
 
