@@ -8,25 +8,24 @@ states).
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
 from dask.base import compute
 from dask.delayed import delayed as dask_delayed
-from threadpoolctl import ThreadpoolController
 
 from .backend import check_device, device_memory
 from .errors import AnalysisInputError
 from .fold import Fold
 from .memory import Pass, format_bytes, release_memory
 from .source import Source
+from .threads import threadpool_limits
 
 type Progress = Callable[[int, int, str], None]
 """`progress(done_bytes, total_bytes, text)`."""
@@ -48,8 +47,7 @@ class Runner:
         if self.client is not None:
             return list(self.client.gather(self.client.compute(list(tasks))))
         together = at_a_time or self.workers
-        # BLAS gets the workers that have no task of their own: never more threads than workers
-        with device_memory(self.device), limit_blas(self.workers // together):
+        with device_memory(self.device), threadpool_limits(max(1, self.workers // together)):
             return list(compute(*tasks, scheduler="threads", num_workers=together))
 
     def map(
@@ -57,22 +55,12 @@ class Runner:
     ) -> list[Any]:
         """Return `function(item)` of every item, in order, several at a time, in this process."""
         together = at_a_time or self.workers
-        with device_memory(self.device), limit_blas(self.workers // together):
+        # BLAS gets the workers that have no task of their own: never more threads than workers
+        with device_memory(self.device), threadpool_limits(max(1, self.workers // together)):
             if together == 1:
                 return [function(item) for item in items]
             with ThreadPoolExecutor(together) as pool:
                 return list(pool.map(function, items))
-
-
-def limit_blas(threads: int) -> AbstractContextManager[Any]:
-    """Limit the threads of each BLAS call, as long as the context lasts."""
-    return _find_blas(len(sys.modules)).limit(limits=max(1, threads))
-
-
-@lru_cache(maxsize=1)
-def _find_blas(modules: int) -> ThreadpoolController:  # noqa: ARG001 - what is imported may load one
-    """Return the libraries that are loaded; looking for them takes 5 ms."""
-    return ThreadpoolController()
 
 
 def _delay(function: Callable[..., Any], *delayed: Any) -> Any:  # noqa: ANN401 - dask is untyped
@@ -175,7 +163,9 @@ def _run_pass(
     meter, label = told
     parts = split_slabs(one.slabs, size, one.workers)
     report = None if runner.client is not None else (meter, label, size)
-    states = [_delay(partial(_fold_part, source, one, part, report)) for part in parts]
+    # Workers that have no part of their own read arrays for those that have
+    readers = 1 if runner.client is not None else max(1, one.workers // len(parts))
+    states = [_delay(partial(_fold_part, source, one, part, report, readers)) for part in parts]
     while len(states) > 1:
         pairs = [states[i : i + 2] for i in range(0, len(states), 2)]
         states = [
@@ -213,11 +203,12 @@ def _fold_part(
     one: Pass,
     slabs: Sequence[tuple[int, int]],
     report: tuple[Meter, str, np.ndarray] | None,
+    readers: int,
 ) -> list[Any]:
     """Return the states of all folds after one worker's slabs."""
     states = [fold.empty() for fold in one.folds]
     for start, stop in slabs:
-        block = source.block(one.needs, start, stop)
+        block = source.block(one.needs, start, stop, readers=readers)
         states = [
             fold.add(state, block.on(getattr(fold, "device", "cpu")))
             for fold, state in zip(one.folds, states, strict=True)

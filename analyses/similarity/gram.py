@@ -20,9 +20,7 @@ from ..backend import array_module, to_device, to_host
 from .gaussian import Gaussian, recentre
 from .gram_block import Features, GramBlock
 from .hsic import HsicSums, u_shifts
-from .moments import Mapper as Mapper
-from .moments import Moments, Reader
-from .moments import map_in_turn as map_in_turn
+from .moments import Mapper, Moments, Reader, map_in_turn
 
 DEAR = {"cpu": 5e9, "cuda": 4e14}
 """Multiplications of the Gram matrices above which those of float32 features are float32."""

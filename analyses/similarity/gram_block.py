@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,13 +89,14 @@ class GramBlock:
         item = gram_lmn.nbytes // gram_lmn.size
         most = min(_STRIP, strip_bytes // (len(gram_lmn) * item))
         strips = list(self._strips(most))
-        for strip, (products_ll, own_ll) in zip(strips, mapper(self._multiply, strips), strict=True):
+        found = mapper(self._multiply, strips)
+        for strip, (products_ll, own_ll) in zip(strips, found, strict=True):
             out.products_gll[strip.group] += products_ll
             if own_ll is not None:
                 out.own_gll[strip.group] += own_ll
 
     def _fill(self, a: int) -> None:
-        """Compute one Gram matrix, its sums of rows, and shift it so that products cancel little."""
+        """Compute one Gram matrix and sums of its rows; shift it: then products cancel little."""
         gram_mn, out = self._gram[a], self.out
         x_md = self.x.of(a, self.rows)
         y_nd = x_md if self._diagonal else self.y.of(a, self.columns)
@@ -140,7 +142,7 @@ class GramBlock:
             size = max(1, most // _length(others))
             group_n = self.out.group_n[samples]
             borders = [0, *(np.flatnonzero(np.diff(group_n)) + 1).tolist(), group_n.size]
-            for start, stop in zip(borders[:-1], borders[1:], strict=True):
+            for start, stop in pairwise(borders):
                 for first in range(start, stop, size):
                     part = slice(first, min(stop, first + size))
                     yield _Strip(int(group_n[start]), part, by_columns)

@@ -8,9 +8,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from .moments import Moments as Moments
-from .moments import Reader as Reader
-from .moments import find_moments as find_moments
+from .moments import Moments, Reader, find_moments
+
+__all__ = ["HsicSums", "Moments", "Reader", "find_moments", "hsic", "u_centre", "u_shifts"]
 
 
 @dataclass(frozen=True)

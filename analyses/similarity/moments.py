@@ -21,6 +21,8 @@ _CONSTANT = 1e-24
 """Features whose centred square sum is below this part of the uncentred one are constant."""
 _DOUBTFUL = 1e-8
 """Below this part float32 rounding could be what is left: those are looked at in float64."""
+_SAFE = 0.1
+"""Above this part of the square of the mean, the spread may be a difference of square sums."""
 _ROWS = 512
 """Samples whose mean is taken at a time."""
 
@@ -72,9 +74,7 @@ class Moments:
         return out_nd
 
 
-def find_moments(
-    read: Reader, n_arrays: int, n: int, *, mapper: Mapper = map_in_turn
-) -> Moments:
+def find_moments(read: Reader, n_arrays: int, n: int, *, mapper: Mapper = map_in_turn) -> Moments:
     """Return mean and scale of every array, reading each once, some hundred samples at a time.
 
     Parameters
@@ -142,6 +142,10 @@ def _look_single(x_nd: NDArray) -> tuple[NDArray[np.float64], float]:
         return _look_double(x_nd)
     share_n = np.full(len(x_nd), 1 / len(x_nd), dtype=np.float32)
     first_d = share_n @ x_nd
+    flat = x_nd.reshape(-1)
+    spread = float(flat @ flat) - len(x_nd) * float(first_d @ first_d)
+    if spread > _SAFE * len(x_nd) * float(first_d @ first_d):
+        return first_d.astype(np.float64), spread
     rest_nd = x_nd - first_d
     rest_d = (share_n @ rest_nd).astype(np.float64)
     flat = rest_nd.reshape(-1)
