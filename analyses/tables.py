@@ -185,8 +185,7 @@ def _convert(frame: pd.DataFrame, column: str) -> np.ndarray:
     if column in _TEXT:
         if column not in frame:
             return np.full(len(frame), "", dtype=object)
-        values = frame[column]
-        return values.astype(object).where(values.notna(), "").astype(str).to_numpy(dtype=object)
+        return _to_text(frame, column)
     if column not in frame:
         return np.full(len(frame), np.nan)
     if column in _WHOLE:
@@ -197,6 +196,13 @@ def _convert(frame: pd.DataFrame, column: str) -> np.ndarray:
 def _keep(frame: pd.DataFrame, column: str) -> np.ndarray:
     values = frame[column]
     if pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values):
+        return values.to_numpy()
+    return _to_text(frame, column)
+
+
+def _to_text(frame: pd.DataFrame, column: str) -> np.ndarray:
+    values = frame[column]
+    if values.dtype == object and pd.api.types.infer_dtype(values, skipna=False) == "string":
         return values.to_numpy()
     return values.astype(object).where(values.notna(), "").astype(str).to_numpy(dtype=object)
 
