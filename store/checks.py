@@ -135,6 +135,8 @@ def _check_array(subject: str, site: Site, value: np.ndarray, n_samples: int) ->
     pooled = site.kind == "sample"
     if pooled and n_samples == 1 and array.ndim == 1 + (site.layers is not None):
         array = array[..., None, :]
+    if site.layers is None and site.width == 1 and not pooled and array.ndim == 1:
+        array = array[:, None]  # one number a row: a row column
     if site.layers is None and array.ndim == 2:
         array = array[None]
     fits = (
