@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,33 @@ def check_row_counts(
                     f"room for {definition.shape.rows}: pass a larger segment_rows"
                 )
                 raise SampleError(msg)
+
+
+def check_new_ids(
+    definition: CaptureDefinition, samples: Sequence[NewSample], seen: Container[str]
+) -> None:
+    """Refuse samples that are there already, or twice among themselves."""
+    among: set[str] = set()
+    for sample in samples:
+        if sample.id in seen or sample.id in among:
+            msg = (
+                f"sample {sample.id!r} is in capture {definition.name!r} already: ids are unique; "
+                "skip those in writer.committed"
+            )
+            raise SampleError(msg)
+        among.add(sample.id)
+
+
+def check_sample(definition: CaptureDefinition, sample: NewSample) -> NewSample:
+    """Return a sample with its outputs and positions as arrays of the declared shapes."""
+    check_columns(definition, sample.columns, sample.groups)
+    declared = {output.name: output for output in definition.outputs}
+    return replace(
+        sample,
+        exposed=bool(sample.exposed),
+        outputs=check_outputs(sample.id, declared, sample.outputs),
+        positions=check_positions(sample.id, sample.n_rows, sample.positions),
+    )
 
 
 def check_outputs(

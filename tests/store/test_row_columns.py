@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -20,6 +23,8 @@ from lorascope.store import (
     seal_store,
     verify_store,
 )
+
+from .dying_disk import count_operations, crash_points, die_at
 
 ROWS = {"u0": 4, "u1": 6, "u2": 5}
 PHONES = {"u0": ["", "HH", "AY", "AY"], "u2": ["AY", "", "", "HH", "T"]}
@@ -237,6 +242,25 @@ def test_a_call_that_was_cut_off_goes_on(path, monkeypatch):
     assert add_row_column(path, "n", values).changed
     found = open_store(path).read_row_column("n", capture="many")
     np.testing.assert_array_equal(found, np.concatenate(list(values.values())))
+
+
+def test_a_call_that_dies_at_any_operation_is_finished_by_the_same_call(path):
+    """Nothing that was recorded is lost either; two columns, one of which is there already."""
+    add_row_column(path, "time", {"u1": np.linspace(0.0, 1.0, 6)})
+    whole, copies = path.with_name("whole.zarr"), path.parent
+    shutil.copytree(path, whole)
+    total = count_operations(lambda: add_row_column(whole, "phone", PHONES))
+    digest = open_store(whole).content_digest()
+    for number in crash_points(total, first=3, step=19):
+        cut = copies / f"{number}.zarr"
+        shutil.copytree(path, cut)
+        die_at(number, partial(add_row_column, cut, "phone", PHONES))
+        left = open_store(cut)
+        assert left.captures == ["frozen", "lora"]
+        assert {"time"} <= set(left.row_columns)
+        add_row_column(cut, "phone", PHONES)
+        assert open_store(cut).content_digest() == digest
+        assert verify_store(cut).ok
 
 
 def test_a_capture_that_only_says_it_is_a_row_column_is_none(path):
