@@ -15,7 +15,7 @@ from .behaviour.contribution import Contribution
 from .behaviour.erasure import Erasure
 from .behaviour.lens import Lens
 from .behaviour.scores import Scores
-from .choose import choose_variant, make_plans
+from .choose import choose_variant, make_plans, with_exact
 from .embedding.embedding import Embedding
 from .engine import Progress, Runner, open_runner, run_passes
 from .errors import MemoryBudgetError
@@ -73,6 +73,7 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
     device: str = "cpu",
     variant: str = "corrected",
     faults: Sequence[str] = (),
+    exact: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
     notify: Callable[[str], None] | None = None,
@@ -105,6 +106,9 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
         analyses in `names` alone where some are named, beside the corrected ones.
     faults
         Faults of the published code that are shown one by one; none means all (docs/paper.md).
+    exact
+        `cka` compares frames from every pair of rows too: `CKA(exact=True)`. Can take hours; a note
+        says how many multiplications and passes, before anything is read.
     seed
         Of everything drawn: frames, control shuffles, bootstrap.
     progress
@@ -132,9 +136,10 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
     Notes
     -----
     Tables agree for any memory and worker count up to the order of float64 sums, and of float32
-    products in the spectra (1e-6 relative).
+    products in the spectra and in exact CKA of frames (1e-6 relative).
     """
     chosen = choose_variant(names, CATALOGUE, variant, faults)
+    chosen = with_exact(chosen) if exact else chosen
     memory_bytes = parse_bytes(memory)
     store = store if isinstance(store, Store) else open_store(store)
     against = against if against is None or isinstance(against, Store) else open_store(against)

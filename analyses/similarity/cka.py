@@ -13,8 +13,10 @@ from ..fold import ArrayKey
 from ..memory import format_bytes
 from ..plan import Outcome, Plan, Table
 from ..selection import Selection
+from .cka_exact import ExactPlan, plan_exact
 from .cka_frames import FramePlan, conclude_frames, plan_frames
 from .cka_pooled import Kernel, compare_pooled, list_kernels
+from .exact_table import conclude_exact
 from .gaussian import RULES
 from .pairs import group_pairs
 
@@ -30,7 +32,7 @@ _TABLE_SHARE = 0.5
 
 @dataclass(frozen=True, slots=True)
 class CKA:
-    """CKA of all pairs: pooled, by three estimators; frames by minibatch within a site."""
+    """CKA of all pairs: pooled, by three estimators; frames of a site by minibatch, or exactly."""
 
     frames: bool = True
     """Whether to compare frames as well."""
@@ -43,6 +45,8 @@ class CKA:
     bandwidth_rule: str = RULES[0]
     """Median of the distances of different samples (`offdiagonal`), or with the zero diagonal
     (`kornblith`)."""
+    exact: bool = False
+    """Whether to compare frames from every pair of rows as well (`exact_fold.py`)."""
     permutations: int | None = None
     """Permutations of samples within speakers; None: up to 1,000 where they are cheap; 0: none."""
     name: str = "cka"
@@ -77,11 +81,13 @@ class CKA:
             )
             raise MissingSitesError(msg)
         kernels = list_kernels(self.kernels, self.bandwidths, self.bandwidth_rule)
-        _check_table(selection, keys, 3 * len(kernels))
+        _check_table(selection, keys, 3 * len(kernels) + 2 * self.exact)
         frames = (
             plan_frames(selection, self.frames_per_sample) if self.frames else FramePlan((), ())
         )
-        return Plan(partial(_conclude, self, keys, kernels, frames), frames.folds, keys)
+        exact = plan_exact(selection) if self.exact else ExactPlan()
+        conclude = partial(_conclude, self, keys, kernels, (frames, exact))
+        return Plan(conclude, (*frames.folds, *exact.folds), keys, exact.notes)
 
 
 def _check_table(selection: Selection, keys: Sequence[ArrayKey], rows_each: int) -> None:
@@ -108,7 +114,7 @@ def _conclude(
     analysis: CKA,
     keys: Sequence[ArrayKey],
     kernels: Sequence[Kernel],
-    frames: FramePlan,
+    by_rows: tuple[FramePlan, ExactPlan],
     outcome: Outcome,
 ) -> dict[str, Table]:
     attrs: dict[str, object] = {
@@ -127,5 +133,6 @@ def _conclude(
         for group in group_pairs(outcome.selection)
         for frame in compare_pooled(keys, group, kernels, analysis.permutations, outcome, attrs)
     ]
-    tables += conclude_frames(frames, outcome, attrs)
+    tables += conclude_frames(by_rows[0], outcome, attrs)
+    tables += conclude_exact(by_rows[1], outcome, attrs)
     return {"cka": Table(pd.concat(tables, ignore_index=True), attrs)}

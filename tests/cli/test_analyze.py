@@ -63,6 +63,16 @@ def test_layers_and_sites_choose(run, store: Path):
     assert {row.split(",")[column] for row in table[1:]} == {"1"}
 
 
+def test_exact_frames_beside_drawn_ones(run, store: Path):
+    ran = run(analyze, "--store", store, "cka", "--exact")
+    assert ran.code == 0, ran.err
+    assert "exact CKA of frames: 1 site, up to 2 arrays of 216 rows, 2.3e+04 mult" in ran.err
+    rows = (Path(f"{store}-analysis") / "tables" / "cka.csv").read_text().splitlines()
+    column = {name: at for at, name in enumerate(rows[0].split(","))}
+    kinds = [(r.split(",")[column["granularity"]], r.split(",")[column["estimator"]]) for r in rows]
+    assert kinds.count(("frame", "debiased")) == kinds.count(("frame", "minibatch")) == 3
+
+
 def test_sites_that_were_not_captured(run, store: Path):
     ran = run(analyze, "--store", store, "lens")
     assert ran.code == 2
@@ -98,7 +108,8 @@ def test_sites_that_were_not_captured(run, store: Path):
             ["--variant", "paper", "svd", "--fault", "biased"],
             "fault 'biased' is one of cka, which was not asked for: svd",
         ),
-        (["--exact"], "No such option '--exact'"),
+        (["svd", "--exact"], "exact is of cka, which was not asked for: svd. Add cka, or leave"),
+        (["--variant", "paper", "--exact"], "exact is of cka, which was not asked for: paper"),
         (["-q", "-v"], "contradict"),
     ],
 )
