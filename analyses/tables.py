@@ -69,6 +69,10 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         *("uar_low", "uar_high", "war", "macro_f1", "control_uar", "selectivity", "p_value"),
         *("p_holm", *_END),
     ),
+    "row_probe_classes": (
+        *("capture", "site", "layer", "rows", "probe", "class", "class_name", "recall"),
+        *("precision", "control_recall", "taken_for", "taken_share", *_END),
+    ),
     "lens": (
         *(
             "capture",
