@@ -8,9 +8,8 @@ states).
 from __future__ import annotations
 
 import os
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,18 +18,15 @@ from typing import Any
 import numpy as np
 from dask.base import compute
 from dask.delayed import delayed as dask_delayed
-from threadpoolctl import threadpool_limits
 
 from .backend import check_device, device_memory
 from .errors import AnalysisInputError
 from .fold import Fold
 from .memory import Pass, format_bytes, release_memory
-from .partial import Keeper, Timer
-from .slab import SlabMemory
+from .part import Meter, Part, Progress
+from .partial import Keeper
 from .source import Source
-
-type Progress = Callable[[int, int, str], None]
-"""`progress(done_bytes, total_bytes, text)`."""
+from .threads import threadpool_limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +45,20 @@ class Runner:
         if self.client is not None:
             return list(self.client.gather(self.client.compute(list(tasks))))
         together = at_a_time or self.workers
-        # BLAS gets the workers that have no task of their own: never more threads than workers
-        limit = threadpool_limits(max(1, self.workers // together))
-        with device_memory(self.device), limit:
+        with device_memory(self.device), threadpool_limits(max(1, self.workers // together)):
             return list(compute(*tasks, scheduler="threads", num_workers=together))
 
     def map(
         self, function: Callable[[Any], Any], items: Sequence[Any], at_a_time: int | None = None
     ) -> list[Any]:
         """Return `function(item)` of every item, in order, several at a time, in this process."""
-        tasks = [_delay(partial(function, item)) for item in items]
-        return Runner(self.workers, device=self.device).compute(tasks, at_a_time)
+        together = at_a_time or self.workers
+        # BLAS gets the workers that have no task of their own: never more threads than workers
+        with device_memory(self.device), threadpool_limits(max(1, self.workers // together)):
+            if together == 1:
+                return [function(item) for item in items]
+            with ThreadPoolExecutor(together) as pool:
+                return list(pool.map(function, items))
 
 
 def _delay(function: Callable[..., Any], *delayed: Any) -> Any:  # noqa: ANN401 - dask is untyped
@@ -113,21 +112,6 @@ def open_runner(
         yield Runner(workers or max(1, threads), client, device)
     finally:
         client.close()
-
-
-class Meter:
-    """Counts bytes that were read, from any thread, and tells whoever asked."""
-
-    def __init__(self, progress: Progress | None, total_bytes: int) -> None:
-        self._progress, self._total, self._done = progress, total_bytes, 0
-        self._lock = threading.Lock()
-
-    def advance(self, count: int, text: str) -> None:
-        """Add bytes and report; never more than all, though a damaged state is read again."""
-        with self._lock:
-            self._done = min(self._done + count, self._total)
-            if self._progress is not None:
-                self._progress(self._done, self._total, text)
 
 
 def run_passes(
@@ -195,6 +179,8 @@ def _run_pass(
     (meter, label), (keeper, name) = told, kept
     parts = split_slabs(one.slabs, size, one.workers)
     here = runner.client is None
+    # Workers that have no part of their own read arrays for those that have
+    readers = max(1, one.workers // len(parts)) if here else 1
     tasks = [
         Part(
             source,
@@ -203,6 +189,7 @@ def _run_pass(
             size,
             told if here else None,
             (keeper, f"{name}-part-{number}") if here and keeper is not None else None,
+            readers,
         )
         for number, slabs in enumerate(parts)
     ]
@@ -228,67 +215,18 @@ def _run_pass(
 def split_slabs(
     slabs: Sequence[tuple[int, int]], size: np.ndarray, parts: int
 ) -> list[tuple[tuple[int, int], ...]]:
-    """Return up to `parts` contiguous runs of slabs of about equal bytes."""
-    ends = np.cumsum([int(size[start:stop].sum()) for start, stop in slabs])
-    share = np.clip((ends - 1) * parts // max(int(ends[-1]), 1), 0, parts - 1)  # 0 bytes: first
+    """Return up to `parts` contiguous runs of slabs of about equal bytes.
+
+    A slab is of the part in which the first quarter of it ends.
+    """
+    bytes_s = np.asarray([int(size[start:stop].sum()) for start, stop in slabs])
+    ends = np.cumsum(bytes_s)
+    share = (ends - bytes_s + bytes_s // 4) * parts // max(int(ends[-1]), 1)
+    share = np.clip(share, 0, parts - 1)  # 0 bytes: first
     runs = [
         tuple(slab for slab, at in zip(slabs, share, strict=True) if at == p) for p in range(parts)
     ]
     return [run for run in runs if run]
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """What one worker does in a pass."""
-
-    source: Source
-    one: Pass
-    slabs: Sequence[tuple[int, int]]
-    size: np.ndarray
-    """Bytes of every sample, [samples]."""
-    told: tuple[Meter, str] | None
-    """Who is told after every slab, and how the pass is called."""
-    kept: tuple[Keeper, str] | None
-    """Who keeps the states, and under which name."""
-
-    def fold(self) -> list[Any]:
-        """Return the states of all folds after these slabs, from where they were kept last."""
-        states, done = self._begin()
-        slabs, folds, needs = self.slabs[done:], self.one.folds, self.one.needs
-        memory = SlabMemory(max((self._bytes(slab) for slab in slabs), default=0))
-        timer = Timer()
-        for number, (start, stop) in enumerate(slabs, done + 1):
-            block = self.source.block(needs, start, stop, memory)
-            last = number == len(self.slabs)
-            if not last:  # the disk works while this one is computed
-                self.source.expect(needs, *self.slabs[number])
-            states = [
-                fold.add(state, block.on(getattr(fold, "device", "cpu")))
-                for fold, state in zip(folds, states, strict=True)
-            ]
-            del block  # before the next one is read
-            release_memory()
-            if self.told is not None:
-                meter, label = self.told
-                meter.advance(self._bytes((start, stop)), f"{label}: samples {start + 1} to {stop}")
-            if self.kept is not None and not last and timer.is_due():
-                began = time.monotonic()
-                self.kept[0].save(self.kept[1], number, states)
-                timer.rest(began)
-        return states
-
-    def _begin(self) -> tuple[list[Any], int]:
-        """Return the states to start with and how many slabs are in them."""
-        if self.kept is not None:
-            keeper, name = self.kept
-            done = keeper.done(name)
-            states = keeper.load(name) if 0 < done <= len(self.slabs) else None
-            if states is not None:
-                return states, done
-        return [fold.empty() for fold in self.one.folds], 0
-
-    def _bytes(self, slab: tuple[int, int]) -> int:
-        return int(self.size[slab[0] : slab[1]].sum())
 
 
 def _merge_states(folds: Sequence[Fold[Any, Any]], left: list[Any], right: list[Any]) -> list[Any]:

@@ -73,6 +73,7 @@ def _cut_passes(
     """Return the passes; nothing is collected where a fold fits only without what that holds."""
     source = selection.source
     held = sum(fold.bytes for fold in collect)
+    held += sum(getattr(fold, "result_bytes", 0) for fold in wanted)
     try:
         passes = plan_passes(
             [*wanted, *collect],

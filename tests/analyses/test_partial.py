@@ -56,12 +56,12 @@ def break_at(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
     count = [0]
     original = Source.block
 
-    def block(self: Source, *arguments: Any) -> Block:
+    def block(self: Source, *arguments: Any, **options: Any) -> Block:
         count[0] += 1
         if count[0] == number:
             msg = "pulled out"
             raise OSError(msg)
-        return original(self, *arguments)
+        return original(self, *arguments, **options)
 
     monkeypatch.setattr(Source, "block", block)
     return count
@@ -108,11 +108,11 @@ from lorascope.analyses import analyze, partial
 from lorascope.analyses.source import Source
 partial.INTERVAL_SECONDS = partial.REST = 0.0
 original, count = Source.block, [0]
-def block(self, *arguments):
+def block(self, *arguments, **options):
     count[0] += 1
     if count[0] == 4:
         os.kill(os.getpid(), signal.SIGKILL)
-    return original(self, *arguments)
+    return original(self, *arguments, **options)
 Source.block = block
 analyze(sys.argv[1], ["svd"], workers=1, resume=sys.argv[2])
 """
