@@ -2,8 +2,9 @@
 
 Run: `python benchmarks/fused_pass.py` (options: --profile compact, --dtype bfloat16, --warm). A
 store of narrow sites (LoRA A of rank 32, 8 layers, two captures), where arithmetic is small, is
-read by plain reads of all bytes of its shards, and by `analyze` with spectra and frame CKA
-together; as many threads both times. Before each, the pages of the files are dropped from the cache
+read by plain reads of all bytes of its shards, and by `analyze` with pooled and frame CKA and the
+lengths of all rows (`--svd`: spectra with their intervals too, which are arithmetic); as many
+threads both times. Before each, the pages of the files are dropped from the cache
 (`posix_fadvise`). `pass` ends with the last slab; `whole` is the call, intervals and all. Each
 figure is the best of the repeats. The time of all cores says what a machine without other work
 could reach: it must be below cores / (plain rate).
@@ -17,17 +18,48 @@ import os
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from lorascope.analyses import CKA, SVD, analyze
+from lorascope.analyses import CKA, SVD, ArrayKey, Block, analyze
 from lorascope.store import Site, Store, create_store, open_store
 
-RANK, LAYERS = 32, 8
+SITE, RANK, LAYERS = "lora_a.v_proj", 32, 8
 TARGET = 0.9
 """At least this part of the rate of plain reads."""
 BUFFER_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class RowLengths:
+    """Sum of squares of the rows of every array."""
+
+    needs: tuple[ArrayKey, ...]
+    name: str = "row_lengths"
+    scratch_bytes: int = 0
+
+    def state_bytes(self, workers: int) -> int:
+        """Return the bytes of the sums."""
+        return 8 * len(self.needs) * workers
+
+    def empty(self) -> np.ndarray:
+        """Return the sums of no rows."""
+        return np.zeros(len(self.needs))
+
+    def add(self, state: np.ndarray, block: Block) -> np.ndarray:
+        """Return the sums with the rows of a block."""
+        parts = (block[key].values.ravel() for key in self.needs)
+        return state + [np.dot(part, part) for part in parts]
+
+    def merge(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """Return the sums of both."""
+        return left + right
+
+    def finish(self, state: np.ndarray) -> np.ndarray:
+        """Return the sums."""
+        return state
 
 
 def main() -> int:
@@ -38,6 +70,7 @@ def main() -> int:
     parser.add_argument("--memory", default="1GiB")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--svd", action="store_true", help="spectra too")
     parser.add_argument("--warm", action="store_true", help="leave the files in the cache")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCHMARK_DIR")) as folder:
@@ -71,7 +104,7 @@ def main() -> int:
 
 
 def write(path: Path, options: argparse.Namespace) -> Store:
-    site = Site("lora_a.v_proj", list(range(LAYERS)), RANK, dtype=options.dtype)
+    site = Site(SITE, list(range(LAYERS)), RANK, dtype=options.dtype)
     item = 4 if options.dtype == "float32" else 2
     samples = options.megabytes * 10**6 // (2 * LAYERS * 1500 * RANK * item)
     rng = np.random.default_rng(0)
@@ -120,14 +153,15 @@ def run_analyses(store: Store, options: argparse.Namespace) -> tuple[float, floa
             cpu.append(time.process_time())
 
     began, used = time.perf_counter(), time.process_time()
+    keys = [ArrayKey(c, SITE, layer) for c in store.captures for layer in range(LAYERS)]
     results = analyze(
         store,
-        [SVD(), CKA()],
+        [RowLengths(tuple(keys)), CKA(), *([SVD()] if options.svd else [])],
         memory=options.memory,
         workers=options.workers,
         progress=progress,
     )
-    assert results["svd"].attrs["passes"] == 1
+    assert results["cka"].attrs["passes"] == 1
     return ends[-1] - began, time.perf_counter() - began, cpu[-1] - used
 
 
