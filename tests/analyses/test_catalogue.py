@@ -30,8 +30,8 @@ def test_none_means_everything(study) -> None:
     # this store has no interventions, no matrices of its adapters, no gradients, no row columns
     absent = {"erasure", "weights", "gradients", "row_probe"}
     by_name = {"layer_weights", "mdl", "tuned_lens"}  # run where they are asked for
-    of_them = {"subspaces", "probe_weights", "paper"}
-    assert set(results) == set(COLUMNS) - absent - by_name - of_them
+    further = {"subspaces", "row_probe_classes", "probe_weights", "paper"}
+    assert set(results) == set(COLUMNS) - absent - by_name - further
     for name, dataset in results.items():
         assert set(dataset.sizes) == {"entry"}
         assert list(dataset.data_vars)[: len(COLUMNS[name])] == list(COLUMNS[name])
