@@ -124,17 +124,6 @@ def number(value: float, *, digits: int = 2) -> str:
     return text.replace("-", MINUS) if text.startswith("-") else text
 
 
-def prefer_in_each(table: pd.DataFrame, group: str, name: str, *wanted: str) -> pd.DataFrame:
-    """Return, for each value of `group`, the rows that `prefer` gives of it."""
-    groups, found = strings(table, group), strings(table, name)
-    kept = np.zeros(len(table), dtype=np.bool_)
-    for value in dict.fromkeys(groups):
-        own = groups == value
-        present = list(dict.fromkeys(found[own]))
-        kept |= own & (found == next((w for w in wanted if w in present), present[0]))
-    return take(table, kept)
-
-
 def first(rows: pd.DataFrame, name: str) -> float:
     """Return the number in the first row; NaN without one."""
     found = values(rows, name)

@@ -10,9 +10,9 @@ from .curves import caption, capture_curves, curve_panel
 from .frames import (
     having,
     in_order,
+    leading_mask,
     not_computed,
     number,
-    prefer_in_each,
     strings,
     take,
     values,
@@ -37,7 +37,7 @@ RATIOS = {
 
 def contribution_section(table: pd.DataFrame, study: Study) -> Section:
     """Return norm ratios and cosines by layer, a panel per component."""
-    rows = prefer_in_each(table, "capture", "mask", "valid")
+    rows = leading_mask(table)
     others = take(table, np.isin(strings(table, "mask"), ["pad", "all"]))
     others = others.loc[others.index.difference(rows.index, sort=False)]
     estimator = "mean over the frames of each sample, then over samples"
