@@ -52,6 +52,7 @@ def test_workers_and_memory_change_nothing(store, table) -> None:
     assert list(other["reason"]) == list(table["reason"])
 
 
+@pytest.mark.usefixtures("unwritten_pictures")
 def test_the_page_says_what_changes(store, results, tmp_path) -> None:
     summary = write_outputs(results, store, tmp_path / "out", command="analyze --variant paper")
     page = (tmp_path / "out" / "report.html").read_text()

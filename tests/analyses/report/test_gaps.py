@@ -37,11 +37,8 @@ NAMES = (
 
 
 @pytest.mark.parametrize("name", [None, *NAMES])
-def test_a_missing_analysis_is_named_with_its_reason(
-    name, tables, render, tmp_path, monkeypatch
-) -> None:
-    # it is about words: pictures are made, but not written (four fifths of the time)
-    monkeypatch.setattr("lorascope.analyses.report.html.save_panel", lambda *_: "")
+@pytest.mark.usefixtures("unwritten_pictures")
+def test_a_missing_analysis_is_named_with_its_reason(name, tables, render, tmp_path) -> None:
     present = {name: tables(2)[name]} if name else {}
     page = render(present, {"skipped": {"lens": "lens needs a head."}}, tmp_path)
     assert page.text.count("Nothing here: ") == len(NAMES) - bool(name)

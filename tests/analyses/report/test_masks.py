@@ -1,6 +1,9 @@
 """The report on contributions: audio is drawn, padding stands in a table of its own."""
 
 import pandas as pd
+import pytest
+
+pytestmark = pytest.mark.usefixtures("unwritten_pictures")
 
 
 def test_masks_are_never_mixed(tables, summary, render, tmp_path) -> None:
