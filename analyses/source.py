@@ -7,6 +7,7 @@ in runs of its own consecutive samples, so every fold sees the same samples in t
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -148,9 +149,17 @@ class Source:
             return capture.read_pooled(f"{key.site}.{key.pool}", layer, samples=run)
         return capture.read_rows(key.site, layer, samples=run)
 
-    def block(self, keys: Iterable[ArrayKey], start: int, stop: int) -> Block:
-        """Return the samples start … stop - 1 of several arrays."""
-        return Block(start, stop, {key: self.read(key, start, stop) for key in keys})
+    def block(self, keys: Iterable[ArrayKey], start: int, stop: int, *, readers: int = 1) -> Block:
+        """Return the samples start … stop - 1 of several arrays.
+
+        Pooled arrays alone are read `readers` at a time: they are many and small.
+        """
+        keys = tuple(keys)
+        if readers == 1 or not all(key.pool for key in keys):
+            return Block(start, stop, {key: self.read(key, start, stop) for key in keys})
+        with ThreadPoolExecutor(readers) as pool:
+            pieces = list(pool.map(lambda key: self.read(key, start, stop), keys))
+        return Block(start, stop, dict(zip(keys, pieces, strict=True)))
 
     def read_output(self, capture: str, name: str, samples: NDArray[np.int64]) -> NDArray:
         """Return one per-sample output (logits) of the given places of the axis."""
