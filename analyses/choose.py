@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from .errors import AnalysisInputError, MemoryBudgetError, MissingSitesError
@@ -13,6 +14,7 @@ from .own import as_analysis
 from .paper.paper import Paper
 from .plan import Analysis, Plan
 from .selection import Selection
+from .similarity.cka import CKA
 
 type Name = str | Analysis | Fold[Any, Any]
 """Name of the catalogue, an analysis with other options, or a fold of a user."""
@@ -63,6 +65,21 @@ def choose_variant(
     return [Paper.of([one.name for one in named] or None, faults), *named]
 
 
+def with_exact(chosen: Sequence[Analysis]) -> list[Analysis]:
+    """Return the analyses, `cka` with exact values of frames.
+
+    Raises
+    ------
+    AnalysisInputError
+        `cka` is not among them.
+    """
+    if not any(isinstance(one, CKA) for one in chosen):
+        names = ", ".join(one.name for one in chosen)
+        msg = f"exact is of cka, which was not asked for: {names}. Add cka, or leave --exact out."
+        raise AnalysisInputError(msg)
+    return [replace(one, exact=True) if isinstance(one, CKA) else one for one in chosen]
+
+
 def make_plans(
     chosen: Sequence[Analysis], selection: Selection, *, by_default: bool
 ) -> tuple[dict[str, Plan], dict[str, str]]:
@@ -96,7 +113,7 @@ def make_plans(
             check_fits(plan.folds, selection.source.cost, selection.memory_bytes)
             plans[analysis.name] = plan
         except (MissingSitesError, MemoryBudgetError) as error:
-            if not by_default:
+            if not by_default or getattr(analysis, "exact", False):  # exact is asked for, too
                 raise
             skipped[analysis.name] = str(error)
             short = error if isinstance(error, MemoryBudgetError) else short

@@ -56,6 +56,17 @@ if TYPE_CHECKING:
     metavar="NAME",
     help="With --variant paper: show this fault alone; may be repeated.  [default: all]",
 )
+@click.option(
+    "--exact", is_flag=True, help="cka: frames from every pair of rows too; can take hours."
+)
+@click.option(
+    "-o",
+    "--option",
+    "options",
+    multiple=True,
+    metavar="NAME.OPTION=VALUE",
+    help="Option of an analysis, as cka.permutations=1000 (docs/analyses.md); may be repeated.",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed.")
 @common_options
 def analyze(  # noqa: PLR0913  (one parameter an option)
@@ -82,6 +93,8 @@ def analyze(  # noqa: PLR0913  (one parameter an option)
     Examples:
       analyze --store demo.zarr
       analyze --store study.zarr cka svd --captures frozen,lora --layers 0-3 --out cka-study
+      analyze --store study.zarr cka -o cka.kernels=linear,rbf -o cka.permutations=1000
+      analyze --store study.zarr cka --exact --sites lora_a --memory 8GiB
       analyze --store paper.zarr --variant paper --fault padding --fault biased
     """  # noqa: D301  (click reads \b as "keep these lines")
     check_loudness(quiet=quiet, verbose=verbose)

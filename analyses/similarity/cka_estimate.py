@@ -127,7 +127,7 @@ def estimate(sums: HsicSums) -> dict[str, Estimate]:
         values[BETWEEN] = to_ratio(tuples.hsic())
         left_out = (to_ratio(tuples.hsic(g)) for g in groups)
         spreads[BETWEEN] = jackknife_spread(values[BETWEEN], left_out, n_groups)
-        tests[BETWEEN] = _one_sided(values[BETWEEN], spreads[BETWEEN], n_groups)
+        tests[BETWEEN] = one_sided(values[BETWEEN], spreads[BETWEEN], n_groups)
     found = {BETWEEN: _nothing(len(nothing))}
     for name, value in values.items():
         low, high = value - spreads[name], value + spreads[name]
@@ -136,7 +136,7 @@ def estimate(sums: HsicSums) -> dict[str, Estimate]:
     return found
 
 
-def _one_sided(
+def one_sided(
     value: NDArray[np.float64], spread: NDArray[np.float64], n_groups: int
 ) -> NDArray[np.float64]:
     """Return the p-value of a value above 0, from half the width of its 95 % interval."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import combinations_with_replacement, product
+from dataclasses import dataclass
+from itertools import combinations_with_replacement
 
 import numpy as np
 import pandas as pd
@@ -13,14 +13,20 @@ from numpy.typing import NDArray
 from ..fold import ArrayKey
 from ..plan import Outcome, describe_exposure, mask_of, most_exposed
 from ..selection import Selection
-from ..source import AGAINST, Source, View
-from .cka_estimate import debiased_ceiling, to_ratio
+from ..source import AGAINST
+from ..statistics.resampling import MIN_GROUPS
+from .between import MIN_GROUPS as MIN_BETWEEN
+from .frame_estimate import BETWEEN, MINIBATCH, FrameEstimate, estimate_frames, find_ceiling
 from .frame_fold import BATCH, FrameFold, FrameSums, draw_rows, order_samples
+from .pairs import jackknife_groups
+from .row_groups import Refused, RowGroup, match_rows
 
 _SHARE = 0.25
 """Part of the memory that the drawn frames of all sites may take together."""
-_CHECK_SAMPLES = 512
-"""Samples whose row positions are compared at a time."""
+_LEFT_SHARE = 0.05
+"""Part of the memory that the sums without each group may take; else speakers are put together."""
+_MOST_GROUPS = 32
+"""Groups that frames are left out by; more speakers are put together: each costs in every batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,125 +34,18 @@ class FramePlan:
     """Which frames are compared, and which pairs cannot be."""
 
     folds: tuple[FrameFold, ...]
-    refused: tuple[tuple[ArrayKey, ArrayKey, str], ...]
+    refused: tuple[Refused, ...]
     """Pairs of arrays whose rows do not match, with the reason."""
 
 
-@dataclass(slots=True)
-class _Group:
-    """Captures whose rows of one site match."""
-
-    views: list[View]
-    samples: NDArray[np.int64]
-    """Places on the sample axis that all of them have."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """What one fold will compare."""
-
-    arrays: tuple[ArrayKey, ...]
-    samples: NDArray[np.int64]
-    counts: NDArray[np.int64]
-    """Rows of each sample."""
-
-
-type _Refused = tuple[ArrayKey, ArrayKey, str]
-
-
 def plan_frames(selection: Selection, frames_per_sample: int) -> FramePlan:
-    """Return one fold for each site and group of captures whose rows match.
-
-    Rows match when every common sample has as many rows, at the same positions, in both captures.
-    """
-    views = [*selection.captures, *selection.others]
-    sites = dict.fromkeys(key.site for view in views for key in selection.row_keys(view))
-    matcher = _Matcher(selection.source)
-    wanted: list[_Wanted] = []
-    refused: list[_Refused] = []
-    for site in sites:
-        groups: list[_Group] = []
-        for view in (v for v in views if site in v.sites):
-            refused += _place(view, groups, site, selection, matcher)
-        for group in groups:
-            arrays = tuple(k for v in group.views for k in _keys(selection, v, site))
-            counts = group.views[0].rows[group.views[0].sites[site].stream][group.samples]
-            one = _Wanted(arrays, group.samples[counts > 0], counts[counts > 0])
-            if one.samples.size >= 4:
-                wanted.append(one)
-            else:
-                reason = f"{one.samples.size} common samples with rows; HSIC needs at least 4"
-                pairs = combinations_with_replacement(arrays, 2)
-                refused += [(a, b, reason) for a, b in pairs]
-    draws = _fit_draws(selection, wanted, frames_per_sample)
-    return FramePlan(tuple(_make_fold(selection, one, draws) for one in wanted), tuple(refused))
+    """Return one fold for each site and group of captures whose rows match."""
+    groups, refused = match_rows(selection)
+    draws = _fit_draws(selection, groups, frames_per_sample)
+    return FramePlan(tuple(_make_fold(selection, one, draws) for one in groups), refused)
 
 
-def _keys(selection: Selection, view: View, site: str) -> list[ArrayKey]:
-    return [key for key in selection.row_keys(view) if key.site == site]
-
-
-def _place(
-    view: View, groups: list[_Group], site: str, selection: Selection, matcher: _Matcher
-) -> list[_Refused]:
-    """Put a capture into the first group that it matches, or a new one; return the other pairs."""
-    found = [np.intersect1d(group.samples, view.samples) for group in groups]
-    reasons = [
-        matcher.explain(g.views[0], view, site, s) for g, s in zip(groups, found, strict=True)
-    ]
-    home = reasons.index("") if "" in reasons else len(groups)
-    refused: list[_Refused] = []
-    for number, (group, reason) in enumerate(zip(groups, reasons, strict=True)):
-        why = reason or f"compared with {groups[home].views[0].name!r}, whose rows do not match"
-        others = [] if number == home else group.views
-        for other in others:
-            pairs = product(_keys(selection, other, site), _keys(selection, view, site))
-            refused += [(a, b, why) for a, b in pairs]
-    if home == len(groups):
-        groups.append(_Group([view], view.samples))
-    else:
-        groups[home].views.append(view)
-        groups[home].samples = found[home]
-    return refused
-
-
-@dataclass(frozen=True, slots=True)
-class _Matcher:
-    """Says why the rows of two captures do not match; each pair of streams is looked at once."""
-
-    source: Source
-    _known: dict[tuple[str, ...], str] = field(default_factory=dict)
-
-    def explain(self, a: View, b: View, site: str, samples: NDArray[np.int64]) -> str:
-        """Return the reason, empty where the rows match."""
-        key = (a.name, b.name, a.sites[site].stream, b.sites[site].stream)
-        if key not in self._known:
-            self._known[key] = self._compare(a, b, site, samples)
-        return self._known[key]
-
-    def _compare(self, a: View, b: View, site: str, samples: NDArray[np.int64]) -> str:
-        if samples.size < 4:
-            return f"{samples.size} common samples; HSIC needs at least 4"
-        streams = a.sites[site].stream, b.sites[site].stream
-        counts_a, counts_b = a.rows[streams[0]][samples], b.rows[streams[1]][samples]
-        differ = np.flatnonzero(counts_a != counts_b)
-        if differ.size:
-            first = differ[0]
-            return (
-                f"rows do not match: sample {self.source.ids[samples[first]]!r} has "
-                f"{counts_a[first]} and {counts_b[first]} "
-                f"({differ.size} of {samples.size} samples differ)"
-            )
-        for start in range(0, samples.size, _CHECK_SAMPLES):
-            some = samples[start : start + _CHECK_SAMPLES]
-            positions_a = self.source.read_positions(a.name, streams[0], some)
-            positions_b = self.source.read_positions(b.name, streams[1], some)
-            if not np.array_equal(positions_a, positions_b):
-                return "rows do not match: the same samples have rows at other positions"
-        return ""
-
-
-def _fit_draws(selection: Selection, wanted: Sequence[_Wanted], most: int) -> int:
+def _fit_draws(selection: Selection, wanted: Sequence[RowGroup], most: int) -> int:
     """Return how many frames of each sample fit into their part of the memory, at least 1."""
     views = selection.source.views
     each = 0
@@ -156,7 +55,7 @@ def _fit_draws(selection: Selection, wanted: Sequence[_Wanted], most: int) -> in
     return max(1, min(most, int(_SHARE * selection.memory_bytes) // max(each, 1)))
 
 
-def _make_fold(selection: Selection, one: _Wanted, draws: int) -> FrameFold:
+def _make_fold(selection: Selection, one: RowGroup, draws: int) -> FrameFold:
     source = selection.source
     ids = [str(i) for i in source.ids[one.samples]]
     infos = [source.views[key.capture].info(key) for key in one.arrays]
@@ -168,7 +67,16 @@ def _make_fold(selection: Selection, one: _Wanted, draws: int) -> FrameFold:
         tuple(info.width for info in infos),
         any(info.dtype == "float64" for info in infos),
         selection.device,
+        _find_groups(selection, one),
     )
+
+
+def _find_groups(selection: Selection, one: RowGroup) -> NDArray[np.int64] | None:
+    """Return the group of every sample that the jackknife leaves out, None below 3 speakers."""
+    view = selection.source.views[one.arrays[0].capture]
+    most = int(_LEFT_SHARE * selection.memory_bytes) // (8 * 16 * len(one.arrays) ** 2)
+    group_n = jackknife_groups(view, one.samples, selection.seed, min(most, _MOST_GROUPS))
+    return group_n if group_n.max() + 1 >= MIN_GROUPS else None
 
 
 def conclude_frames(
@@ -178,6 +86,8 @@ def conclude_frames(
     if plan.folds:
         attrs["minibatch"] = f"sum of unbiased HSIC over batches of at most {BATCH}, then the ratio"
         attrs["minibatch_batch"] = "one random frame of each utterance"
+        attrs["minibatch_p_value"] = "t test of the jackknife over speakers, one-sided"
+        attrs["minibatch_between_groups"] = "HSIC of frames of different speakers, in batches"
         attrs["frames_per_sample"] = int(plan.folds[0].draws_nk.shape[1])
     rows = [row for fold in plan.folds for row in _rows(fold, outcome.folds[fold], outcome)]
     views = outcome.selection.source.views
@@ -196,22 +106,23 @@ def _row(a: ArrayKey, b: ArrayKey) -> dict[str, object]:
             f"site_{side}": key.site,
             f"layer_{side}": key.layer,
         }
-    row |= {"granularity": "frame", "kernel": "linear", "estimator": "minibatch"}
+    row |= {"granularity": "frame", "kernel": "linear", "estimator": MINIBATCH}
     nothing = dict.fromkeys(("value", "value_low", "value_high", "p_value", "null_ceiling"), np.nan)
     return row | nothing
 
 
 def _rows(fold: FrameFold, found: FrameSums, outcome: Outcome) -> Iterator[dict[str, object]]:
-    ratio_ll = to_ratio(found.sums_ll)
-    batches = np.array_split(np.arange(found.n), -(-found.n // BATCH))
-    # draws of the same utterances depend on each other: only one of them counts for the ceiling
-    pairs = sum(batch.size * (batch.size - 3) / 2 for batch in batches)
-    ceiling = debiased_ceiling((3 + np.sqrt(9 + 8 * pairs)) / 2)
     views = outcome.selection.source.views
     exposed = {
         name: describe_exposure(views[name], fold.samples)
         for name in {key.capture for key in fold.arrays}
     }
+    ceilings = {MINIBATCH: find_ceiling(found.n)}
+    estimates, few = estimate_frames(found.totals), ""
+    group_name = views[fold.arrays[0].capture].group_name
+    if group_name and BETWEEN not in estimates:
+        few = f"pairs between {group_name}s need at least {MIN_BETWEEN} of them"
+        estimates[BETWEEN] = FrameEstimate(*np.full((3, *found.totals.pairs_ll.shape), np.nan))
     for i, j in combinations_with_replacement(range(len(fold.arrays)), 2):
         a, b = fold.arrays[i], fold.arrays[j]
         if a.capture.startswith(AGAINST) and b.capture.startswith(AGAINST):
@@ -219,12 +130,17 @@ def _rows(fold: FrameFold, found: FrameSums, outcome: Outcome) -> Iterator[dict[
         fault = next(
             (f"{found.faults[k]}: {fold.arrays[k]}" for k in (i, j) if found.faults[k]), ""
         )
-        value = float("nan") if fault else float(ratio_ll[i, j])
-        yield _row(a, b) | {
+        head = _row(a, b) | {
             "mask": mask_of(views[a.capture], a.site),
             "n": found.rows,
             "exposed": most_exposed(exposed[a.capture], exposed[b.capture]),
-            "value": value,
-            "null_ceiling": float("nan") if fault else ceiling,
-            "reason": fault or ("self-similarity not positive" if np.isnan(value) else ""),
         }
+        for name, estimate in estimates.items():
+            value, spread = float(estimate.value[i, j]), float(estimate.spread[i, j])
+            reason = "self-similarity not positive" if np.isnan(value) else ""
+            row = head | {"estimator": name, "reason": fault or (few * (name == BETWEEN)) or reason}
+            if not fault:
+                row |= {"value": value, "value_low": value - spread, "value_high": value + spread}
+                row |= {"p_value": float(estimate.p_value[i, j])}
+                row |= {"null_ceiling": ceilings.get(name, np.nan)}
+            yield row

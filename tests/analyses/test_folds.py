@@ -14,8 +14,10 @@ from lorascope.analyses import ArrayKey, Block, Piece
 from lorascope.analyses.behaviour.contribution import ContributionFold
 from lorascope.analyses.masks import Frames
 from lorascope.analyses.pooled import CollectFold
+from lorascope.analyses.similarity.exact_fold import ExactFold, Origin
 from lorascope.analyses.similarity.frame_fold import FrameFold, draw_rows, order_samples
 from lorascope.analyses.similarity.hsic import find_moments
+from lorascope.analyses.similarity.row_sums import Layout
 from lorascope.analyses.spectra.blocks import Blocks
 from lorascope.analyses.spectra.svd import ScatterFold
 from lorascope.analyses.spectra.tail import TailFold
@@ -50,6 +52,16 @@ FOLDS: dict[str, Any] = {
         order_samples(IDS, 2, 0),
         (WIDTH,) * 3,
         wide=True,
+        group_n=np.arange(N) % 4,
+    ),
+    "exact": ExactFold(
+        KEYS,
+        Layout((WIDTH,) * 3),
+        np.arange(1, N),
+        np.arange(1, N) % 6,
+        wide=True,
+        tile_rows=4,
+        origins=(Origin(np.full(WIDTH, 49.5), 0.5),) * 3,
     ),
 }
 
