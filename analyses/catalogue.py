@@ -15,6 +15,7 @@ from .behaviour.contribution import Contribution
 from .behaviour.erasure import Erasure
 from .behaviour.lens import Lens
 from .behaviour.scores import Scores
+from .behaviour.tuned_lens import TunedLens
 from .choose import choose_variant, make_plans, with_exact
 from .embedding.embedding import Embedding
 from .engine import Progress, Runner, open_runner, run_passes
@@ -52,6 +53,7 @@ CATALOGUE: dict[str, Analysis] = {
     "row_probe": RowProbe(),
     "layer_weights": LayerWeights(),
     "mdl": CodeLength(),
+    "tuned_lens": TunedLens(),
 }
 """Every analysis with its default options."""
 ANALYSES: dict[str, str] = {name: analysis.description for name, analysis in CATALOGUE.items()}
@@ -89,8 +91,8 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
     names
         Names of the catalogue (`cka`, `svd`, …), analyses with other options
         (`Probe(shuffles=20)`), or folds of your own, whose results come under their `name`. None:
-        every analysis that the store can serve within `memory`, but `layer_weights` and `mdl`,
-        which take their time; the others are named in the attribute `skipped`.
+        every analysis that the store can serve within `memory`, but `layer_weights`, `mdl` and
+        `tuned_lens`, which take their time; the others are named in the attribute `skipped`.
     against
         Another store whose captures are compared with this one's by `cka`, as `against:<capture>`.
     captures, sites, layers

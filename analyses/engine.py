@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,13 +19,13 @@ from typing import Any
 import numpy as np
 from dask.base import compute
 from dask.delayed import delayed as dask_delayed
-from threadpoolctl import threadpool_limits
 
 from .backend import check_device, device_memory
 from .errors import AnalysisInputError
 from .fold import Fold
 from .memory import Pass, format_bytes, release_memory
 from .source import Source
+from .threads import threadpool_limits
 
 type Progress = Callable[[int, int, str], None]
 """`progress(done_bytes, total_bytes, text)`."""
@@ -46,17 +47,20 @@ class Runner:
         if self.client is not None:
             return list(self.client.gather(self.client.compute(list(tasks))))
         together = at_a_time or self.workers
-        # BLAS gets the workers that have no task of their own: never more threads than workers
-        limit = threadpool_limits(max(1, self.workers // together))
-        with device_memory(self.device), limit:
+        with device_memory(self.device), threadpool_limits(max(1, self.workers // together)):
             return list(compute(*tasks, scheduler="threads", num_workers=together))
 
     def map(
         self, function: Callable[[Any], Any], items: Sequence[Any], at_a_time: int | None = None
     ) -> list[Any]:
         """Return `function(item)` of every item, in order, several at a time, in this process."""
-        tasks = [_delay(partial(function, item)) for item in items]
-        return Runner(self.workers, device=self.device).compute(tasks, at_a_time)
+        together = at_a_time or self.workers
+        # BLAS gets the workers that have no task of their own: never more threads than workers
+        with device_memory(self.device), threadpool_limits(max(1, self.workers // together)):
+            if together == 1:
+                return [function(item) for item in items]
+            with ThreadPoolExecutor(together) as pool:
+                return list(pool.map(function, items))
 
 
 def _delay(function: Callable[..., Any], *delayed: Any) -> Any:  # noqa: ANN401 - dask is untyped
@@ -159,7 +163,9 @@ def _run_pass(
     meter, label = told
     parts = split_slabs(one.slabs, size, one.workers)
     report = None if runner.client is not None else (meter, label, size)
-    states = [_delay(partial(_fold_part, source, one, part, report)) for part in parts]
+    # Workers that have no part of their own read arrays for those that have
+    readers = 1 if runner.client is not None else max(1, one.workers // len(parts))
+    states = [_delay(partial(_fold_part, source, one, part, report, readers)) for part in parts]
     while len(states) > 1:
         pairs = [states[i : i + 2] for i in range(0, len(states), 2)]
         states = [
@@ -178,9 +184,14 @@ def _run_pass(
 def split_slabs(
     slabs: Sequence[tuple[int, int]], size: np.ndarray, parts: int
 ) -> list[tuple[tuple[int, int], ...]]:
-    """Return up to `parts` contiguous runs of slabs of about equal bytes."""
-    ends = np.cumsum([int(size[start:stop].sum()) for start, stop in slabs])
-    share = np.clip((ends - 1) * parts // max(int(ends[-1]), 1), 0, parts - 1)  # 0 bytes: first
+    """Return up to `parts` contiguous runs of slabs of about equal bytes.
+
+    A slab is of the part in which the first quarter of it ends.
+    """
+    bytes_s = np.asarray([int(size[start:stop].sum()) for start, stop in slabs])
+    ends = np.cumsum(bytes_s)
+    share = (ends - bytes_s + bytes_s // 4) * parts // max(int(ends[-1]), 1)
+    share = np.clip(share, 0, parts - 1)  # 0 bytes: first
     runs = [
         tuple(slab for slab, at in zip(slabs, share, strict=True) if at == p) for p in range(parts)
     ]
@@ -192,11 +203,12 @@ def _fold_part(
     one: Pass,
     slabs: Sequence[tuple[int, int]],
     report: tuple[Meter, str, np.ndarray] | None,
+    readers: int,
 ) -> list[Any]:
     """Return the states of all folds after one worker's slabs."""
     states = [fold.empty() for fold in one.folds]
     for start, stop in slabs:
-        block = source.block(one.needs, start, stop)
+        block = source.block(one.needs, start, stop, readers=readers)
         states = [
             fold.add(state, block.on(getattr(fold, "device", "cpu")))
             for fold, state in zip(one.folds, states, strict=True)

@@ -27,6 +27,8 @@ STATE_SHARE = 0.5
 """Part of the usable memory that accumulators of one pass may take when they could be split."""
 _SLAB_BYTES = 192 * 2**20
 """Slabs are not made larger than this: more only makes progress coarse."""
+_POOLED_BYTES = 192 * 2**20
+"""The same for slabs of pooled features alone, whose arrays workers share where slabs are few."""
 _SLABS_PER_WORKER = 4
 """At least this many where the samples allow, so that workers end together."""
 
@@ -165,6 +167,9 @@ def _fits(folds: list[Fold[Any, Any]], cost: Cost, budget: Budget) -> bool:
 
 def _pack(folds: Sequence[Fold[Any, Any]], cost: Cost, budget: Budget) -> list[list[Fold]] | None:
     """Return groups of folds that fit together, or None when one alone does not fit."""
+    states = sum(fold.state_bytes(budget.workers) for fold in folds)
+    if folds and states <= STATE_SHARE * budget.usable_bytes and _fits([*folds], cost, budget):
+        return [[*folds]]
     groups: list[list[Fold[Any, Any]]] = []
     states = 0
     for fold in folds:
@@ -191,11 +196,16 @@ def _cut(
     share = total // (budget.workers * _SLABS_PER_WORKER)
     limit = min(budget.room(folds), _SLAB_BYTES, max(share, 1))
     limit = max(limit, int(bytes_n.max(initial=0)))
+    # Pooled features of a segment are one chunk, read as a whole or again and again
+    most = min(budget.room(folds), _POOLED_BYTES) if all(key.pool for key in needs) else 0
+    limit = total if total <= most else limit
     slabs, start, end_n = [], 0, np.concatenate([[0], np.cumsum(bytes_n)])
     while start < bytes_n.size:
         stop = int(np.searchsorted(end_n, end_n[start] + limit, side="right")) - 1
         inside = borders[(borders > start + (stop - start) // 2) & (borders <= stop)]
         stop = int(inside[-1]) if inside.size and stop < bytes_n.size else stop
+        following = next((b for b in [*borders.tolist(), bytes_n.size] if b >= stop), stop)
+        stop = following if end_n[following] - end_n[start] <= most else stop
         slabs.append((start, stop))
         start = stop
     return Pass(tuple(folds), needs, tuple(slabs), budget.workers)

@@ -74,7 +74,10 @@ class CollectFold:
 
     def finish(self, state: list[tuple[NDArray[np.int64], NDArray]]) -> Collected:
         """Return the whole array in the order of the axis."""
+        state = sorted(state, key=lambda part: part[0][:1].tolist())
         samples = np.concatenate([part for part, _ in state])
+        if (np.diff(samples) > 0).all():  # as a rule: slabs are runs of the axis
+            return Collected(samples, _join([values for _, values in state]))
         order = np.argsort(samples)
         place = np.argsort(order)
         whole = np.empty((samples.size, state[0][1].shape[1]), dtype=state[0][1].dtype)
@@ -83,6 +86,10 @@ class CollectFold:
             whole[place[start : start + part.size]] = values
             start += part.size
         return Collected(samples[order], whole)
+
+
+def _join(parts: list[NDArray]) -> NDArray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def mean_rows(piece: Piece) -> NDArray[np.float64]:
@@ -119,6 +126,12 @@ class PooledSource:
         """Return the number of features of a pooled array."""
         return self.source.views[key.capture].info(self.stored[key]).width
 
+    def dtype(self, key: ArrayKey) -> np.dtype:
+        """Return the type in which a pooled array is given: float64 where it is a mean of rows."""
+        stored = self.stored[key]
+        double = not stored.pool or self.source.views[key.capture].info(stored).dtype == "float64"
+        return np.dtype(np.float64 if double else np.float32)
+
     def matrix(self, key: ArrayKey, samples: NDArray[np.int64]) -> NDArray:
         """Return the pooled features of given samples, [samples, features].
 
@@ -128,10 +141,20 @@ class PooledSource:
             A pooled array.
         samples
             Places on the sample axis, in any order, all of which the capture has.
+
+        Returns
+        -------
+        numpy.ndarray
+            Not to be written to: consecutive samples are those that are held, without a copy.
         """
         if key in self.collected:
             held = self.collected[key]
-            return held.values[np.searchsorted(held.samples, samples)]
+            place = np.searchsorted(held.samples, samples)
+            if place.size and (np.diff(place) == 1).all():
+                view = held.values[place[0] : place[-1] + 1]
+                view.flags.writeable = False
+                return view
+            return held.values.take(place, axis=0)
         wanted, back = np.unique(samples, return_inverse=True)
         stored = self.stored[key]
         parts = [self._read(stored, run) for run in runs_of(wanted, self.source.sizes(stored))]

@@ -69,6 +69,10 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         *("uar_low", "uar_high", "war", "macro_f1", "control_uar", "selectivity", "p_value"),
         *("p_holm", *_END),
     ),
+    "row_probe_classes": (
+        *("capture", "site", "layer", "rows", "probe", "class", "class_name", "recall"),
+        *("precision", "control_recall", "taken_for", "taken_share", *_END),
+    ),
     "lens": (
         *(
             "capture",
@@ -81,6 +85,15 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         *("kl_layer_final", "kl_layer_final_low", "kl_layer_final_high", "js", "js_low", "js_high"),
         *("overlap", "overlap_low", "overlap_high", "chance_overlap", "uar", "uar_low", "uar_high"),
         *_END,
+    ),
+    "tuned_lens": (
+        *("capture", "site", "layer", "kl_final_layer", "kl_final_layer_low"),
+        *("kl_final_layer_high", "js", "js_low", "js_high", "overlap", "overlap_low"),
+        *("overlap_high", "uar", "uar_low", "uar_high", "lens_kl_final_layer", "lens_js"),
+        *("lens_overlap", "lens_uar", "delta_kl_final_layer", "delta_kl_final_layer_low"),
+        *("delta_kl_final_layer_high", "delta_js", "delta_js_low", "delta_js_high"),
+        *("delta_overlap", "delta_overlap_low", "delta_overlap_high", "delta_uar"),
+        *("delta_uar_low", "delta_uar_high", "chance_kl", "chance_overlap", "penalty", *_END),
     ),
     "contribution": (
         *(
@@ -176,8 +189,7 @@ def _convert(frame: pd.DataFrame, column: str) -> np.ndarray:
     if column in _TEXT:
         if column not in frame:
             return np.full(len(frame), "", dtype=object)
-        values = frame[column]
-        return values.astype(object).where(values.notna(), "").astype(str).to_numpy(dtype=object)
+        return _to_text(frame, column)
     if column not in frame:
         return np.full(len(frame), np.nan)
     if column in _WHOLE:
@@ -188,6 +200,13 @@ def _convert(frame: pd.DataFrame, column: str) -> np.ndarray:
 def _keep(frame: pd.DataFrame, column: str) -> np.ndarray:
     values = frame[column]
     if pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values):
+        return values.to_numpy()
+    return _to_text(frame, column)
+
+
+def _to_text(frame: pd.DataFrame, column: str) -> np.ndarray:
+    values = frame[column]
+    if values.dtype == object and pd.api.types.infer_dtype(values, skipna=False) == "string":
         return values.to_numpy()
     return values.astype(object).where(values.notna(), "").astype(str).to_numpy(dtype=object)
 

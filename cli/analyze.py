@@ -86,7 +86,8 @@ def analyze(  # noqa: PLR0913  (one parameter an option)
     """Analyse a store: similarity, spectra, probes, lens, contributions and interventions.
 
     NAMEs: cka svd probe lens contribution outputs erasure alignment weights gradients embedding
-    row_probe layer_weights mdl; none means all that the store can serve but the last two.
+    row_probe layer_weights mdl tuned_lens; none means all that the store can serve but the last
+    three.
     Writes report.html, tables/, figures/, results.zarr and summary.json.
 
     \b

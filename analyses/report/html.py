@@ -115,7 +115,7 @@ def make_sections(
         cka_section(table["cka"], study),
         alignment_section(table["alignment"], study),
         svd_section(table["svd"], table["spectrum"], table["angles"], study),
-        lens_section(table["lens"], study),
+        lens_section(table["lens"], table["tuned_lens"], study),
         contribution_section(table["contribution"], study),
         erasure_section(table["erasure"], study),
         weights_section(table["weights"], table["subspaces"], study),

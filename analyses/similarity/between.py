@@ -94,41 +94,40 @@ def sum_between(sums: HsicSums) -> BetweenSums:
 
     Notes
     -----
-    Time: groups · samples · arrays². Memory: some 10 · groups · arrays² numbers.
+    Time: groups · samples · arrays². Memory: some 6 · groups · arrays² + 3 · arrays · samples
+    numbers, and those of the samples of one group beside all groups.
     """
-    row_lng, group_n = sums.row_lng, sums.group_n
+    row_lng, members = sums.row_lng, sums.members
     n_arrays, n, n_groups = row_lng.shape
-    sizes_g = np.bincount(group_n, minlength=n_groups).astype(np.float64)
-    stops = np.cumsum(sizes_g).astype(int)
-    members = [slice(int(b - s), int(b)) for b, s in zip(stops, sizes_g, strict=True)]  # sorted
     starts = [m.start for m in members]
-    own_ln = np.empty((n_arrays, n))
+    sizes_g = np.asarray([m.stop - m.start for m in members], dtype=np.float64)
+    r_ln = sums.row_ln.copy()
     for g, m in enumerate(members):
-        own_ln[:, m] = row_lng[:, m, g]
-    r_ln = row_lng.sum(axis=2) - own_ln
-    shift_ln = sums.shift_ln
-    shift_lg = np.add.reduceat(shift_ln, starts, axis=1)
+        r_ln[:, m] -= row_lng[:, m, g]
+    s_ln, shift_lg = sums.shift_ln, sums.shift_lg
     rest_lg = shift_lg.sum(axis=1, keepdims=True) - shift_lg
+    all_shifts = s_ln @ s_ln.T
     pairs, rows, cross, towards, within = np.zeros((5, n_groups, n_arrays, n_arrays))
     blocks_lgg = np.empty((n_arrays, n_groups, n_groups))
     for g, m in enumerate(members):
-        f_ln = row_lng[:, :, g].copy()
+        f_ln = np.array(row_lng[:, :, g], order="C")
         f_ln[:, m] = 0
         rows[g] = r_ln[:, m] @ r_ln[:, m].T
         cross[g] = r_ln @ f_ln.T
+        towards[g] = f_ln @ f_ln.T
+        from_m = row_lng[:, m].copy()
+        from_m[:, :, g] = 0
+        from_m = from_m.reshape(n_arrays, -1)
+        within[g] = from_m @ from_m.T
         blocks_lgg[:, :, g] = np.add.reduceat(f_ln, starts, axis=1)
-        for h, other in enumerate(members):
-            of_h = f_ln[:, other] @ f_ln[:, other].T
-            towards[g] += of_h
-            within[h] += of_h
         # The products are those of u = k + s_i + s_j: s is taken out, i in the group, j outside
-        s_in, s_out = shift_ln[:, m], shift_ln.copy()
-        s_out[:, m] = 0
-        size = sizes_g[g]
+        size, s_in = sizes_g[g], s_ln[:, m]
+        own_shifts = s_in @ s_in.T
+        other_shifts = all_shifts - own_shifts
         u_in = r_ln[:, m] + (n - size) * s_in + rest_lg[:, [g]]
-        u_out = f_ln + size * s_out + shift_lg[:, [g]]  # what it says inside meets s_out = 0
-        mixed = s_in @ u_in.T + s_out @ u_out.T
-        shifts = (n - size) * s_in @ s_in.T + size * s_out @ s_out.T
+        mixed = s_in @ u_in.T + s_ln @ f_ln.T + size * other_shifts
+        mixed += np.outer(rest_lg[:, g], shift_lg[:, g])
+        shifts = (n - size) * own_shifts + size * other_shifts
         both = np.outer(shift_lg[:, g], rest_lg[:, g])
         pairs[g] = sums.products_gll[g] - sums.own_gll[g] - mixed - mixed.T
         pairs[g] += shifts + both + both.T

@@ -18,15 +18,14 @@ from .cka_estimate import estimate, no_estimate
 from .features import count_feature_bytes, prefers_features, sum_features
 from .frame_fold import order_samples
 from .gaussian import ANCHORS, RULES, Gaussian, choose_anchors, describe_kernel, median_distances
-from .gram import sum_pairs
-from .hsic import HsicSums, Moments, find_moments
+from .gram import choose_dtype, describe_dtype, sum_pairs
+from .hsic import HsicSums
+from .moments import Moments, find_moments, map_in_turn
 from .pairs import Compared, PairGroup, blank, explain_arrays, jackknife_groups
 from .permuted import count_permutations, permuted_p
 
-CHEAP = {"cpu": 4e11, "cuda": 4e14}
-"""Multiplications of the Gram matrices (arrays · samples² · features) that are done in float64."""
 _TILE_BYTES = 64 * 2**20
-"""Gram tiles of one worker, at most."""
+"""The block of the Gram matrices, at most."""
 _SHARE = 0.6
 """Part of the memory that is not held by pooled features which panels and sums may take."""
 
@@ -106,7 +105,9 @@ def compare_pooled(
     frames = []
     for kernel in kernels:
         gaussian, faults = _find_bandwidths(kernel, work)
-        found = blank(estimate(_sum(work, gaussian, attrs)), faults)
+        sums = _sum(work, gaussian, attrs)
+        # As a task: products of some hundred numbers are faster on one thread than on several
+        found = blank(outcome.runner.map(estimate, [sums])[0], faults)
         p_ll = permuted_p(work, gaussian, faults, view.group_n[group.samples], count)
         reasons = explain_arrays(faults, group.samples.size, arrays)
         compared = replace(few, reasons=reasons, n_groups=n_groups)
@@ -134,7 +135,8 @@ def _prepare(
     workers, pooled = outcome.runner.workers, outcome.pooled
     widths = [pooled.width(key) for key in arrays]
     multiplications = sum(widths) * float(samples.size) ** 2
-    dtype = np.float64 if multiplications <= CHEAP[outcome.runner.device] else np.float32
+    single = all(pooled.dtype(key) != np.float64 for key in arrays)
+    dtype = choose_dtype(multiplications, single=single, device=outcome.runner.device)
     room = int(_SHARE * (outcome.selection.memory_bytes - pooled.held_bytes))
     most = room // (8 * 24 * len(arrays) ** 2)
     groups = jackknife_groups(view, samples, outcome.selection.seed, most)
@@ -144,13 +146,16 @@ def _prepare(
     panel = max(16, min(samples.size, room // 2 // (sum(widths) * np.dtype(dtype).itemsize)))
     panels = -(-samples.size // panel)
     attrs["gram_dtype"] = np.dtype(dtype).name
-    attrs["pooled_reads"] = 1 if pooled.in_memory else panels**2 + panels + 1
+    attrs["arithmetic"] = describe_dtype(dtype)
+    attrs["pooled_reads"] = 1 if pooled.in_memory else panels * (panels + 1) // 2 + panels + 1
     attrs["jackknife_groups"] = n_groups if n_groups >= MIN_GROUPS else 0
 
     def read(a: int, rows: NDArray[np.int64]) -> NDArray:
         return pooled.matrix(arrays[a], samples[rows])
 
-    moments = find_moments(read, len(arrays), samples.size)
+    # What is read again from rows takes memory for them: one array at a time then
+    mapper = outcome.runner.map if pooled.in_memory else map_in_turn
+    moments = find_moments(read, len(arrays), samples.size, mapper=mapper)
     return Work(outcome, arrays, samples, groups, moments, dtype, panel, room)
 
 
@@ -189,7 +194,7 @@ def _sum(work: Work, gaussian: Gaussian | None, attrs: dict[str, object]) -> Hsi
         gaussian=gaussian,
         dtype=work.dtype,
         panel_rows=work.panel,
-        tile_bytes=max(2**20, min(_TILE_BYTES, work.room // 8 // runner.workers)),
+        tile_bytes=max(2**20, min(_TILE_BYTES, work.room // (8 + runner.workers))),
         mapper=runner.map,
         workers=runner.workers,
         device=runner.device,

@@ -48,6 +48,10 @@ class Gaussian:
         gram_lmn *= to_device(0.5 / np.square(self.sigmas_l), device)[:, None, None]
         np.expm1(gram_lmn, out=gram_lmn)
 
+    def of(self, a: int) -> Gaussian:
+        """Return the kernel of one array."""
+        return Gaussian(self.sigmas_l[[a]])
+
     def shifts(self, norms_ln: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return s_i with which the kernel plus s_i + s_j has rows of a mean near 0.
 

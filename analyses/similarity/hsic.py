@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-type Reader = Callable[[int, NDArray[np.int64]], NDArray]
-"""`read(array, rows)`: the rows (given by number) of one array, [rows, features]."""
+from .moments import Moments, Reader, find_moments
 
-_CONSTANT = 1e-24
-"""Features whose centred square sum is below this part of the uncentred one are constant."""
-_ROWS = 512
-"""Samples whose mean is taken at a time."""
+__all__ = ["HsicSums", "Moments", "Reader", "find_moments", "hsic", "u_centre", "u_shifts"]
 
 
-@dataclass(frozen=True, slots=True)
-class Moments:
-    """What a first look at every array gives: mean, scale and whether it can be used."""
-
-    means: list[NDArray[np.float64]]
-    """Mean of every feature, one [features] vector for each array."""
-    scales: NDArray[np.float64]
-    """Root mean square distance from the mean, [arrays]; CKA does not depend on it."""
-    faults: list[str]
-    """Why an array has no similarity ("" where it has), one for each array."""
-
-    def centre(self, a: int, x_nd: NDArray) -> NDArray[np.float64]:
-        """Return rows of array `a` less its mean, in units of its scale."""
-        return (np.asarray(x_nd, dtype=np.float64) - self.means[a]) / self.scales[a]
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class HsicSums:
     """Sums over pairs of samples; `sum_pairs` makes them, `hsic` says what they give."""
 
@@ -46,7 +26,7 @@ class HsicSums:
     norms_ln: NDArray[np.float64]
     """Its diagonal, [arrays, samples]."""
     group_n: NDArray[np.int64]
-    """Group number of every sample."""
+    """Group number 0 … G-1 of every sample, ascending; no group is empty."""
     shift_ln: NDArray[np.float64]
     """s_i, where u[i, j] is the centred Gram matrix plus s_i + s_j, [arrays, samples]."""
 
@@ -55,35 +35,21 @@ class HsicSums:
         """How many groups the sums are split by."""
         return self.products_gll.shape[0]
 
+    @property
+    def members(self) -> list[slice]:
+        """Places of the samples of each group."""
+        starts = np.searchsorted(self.group_n, np.arange(self.n_groups + 1))
+        return [slice(a, b) for a, b in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)]
 
-def find_moments(read: Reader, n_arrays: int, n: int) -> Moments:
-    """Return mean and scale of every array, reading each once, some hundred samples at a time.
+    @cached_property
+    def row_ln(self) -> NDArray[np.float64]:
+        """Centred Gram matrix summed over all columns, [arrays, samples]."""
+        return self.row_lng.sum(axis=2)
 
-    Parameters
-    ----------
-    read
-        Source of the features.
-    n_arrays, n
-        Numbers of arrays and of samples.
-    """
-    means, scales, faults = [], np.ones(n_arrays), []
-    for a in range(n_arrays):
-        mean_d, spread, square = np.zeros(1), 0.0, 0.0
-        for start in range(0, n, _ROWS):
-            rows = np.arange(start, min(n, start + _ROWS), dtype=np.int64)
-            x_nd = np.asarray(read(a, rows), dtype=np.float64)
-            with np.errstate(invalid="ignore", over="ignore"):  # infinite features end as a fault
-                delta_d = x_nd.mean(axis=0) - mean_d
-                spread += float(np.square(x_nd - (mean_d + delta_d)).sum())
-                spread += float(np.square(delta_d).sum()) * start * rows.size / (start + rows.size)
-                square += float(np.square(x_nd).sum())
-                mean_d = mean_d + delta_d * (rows.size / (start + rows.size))
-        finite = bool(np.isfinite(square))
-        constant = finite and spread <= _CONSTANT * square
-        means.append(mean_d if finite else np.zeros_like(mean_d))
-        scales[a] = np.sqrt(spread / n) if finite and not constant else 1.0
-        faults.append("NaN or infinite features" * (not finite) + "constant features" * constant)
-    return Moments(means, scales, faults)
+    @cached_property
+    def shift_lg(self) -> NDArray[np.float64]:
+        """Shifts summed over each group, [arrays, groups]."""
+        return np.add.reduceat(self.shift_ln, [m.start for m in self.members], axis=1)
 
 
 def u_centre(gram_nn: NDArray) -> NDArray:
@@ -138,30 +104,30 @@ def hsic(sums: HsicSums, *, without: int | None = None) -> tuple[NDArray, NDArra
     ----------
     .. [1] Song et al., Feature selection via dependence maximization, JMLR 2012.
     """
-    keep = np.ones(sums.group_n.size, dtype=bool) if without is None else sums.group_n != without
-    n = int(keep.sum())
     total_ll = sums.products_gll.sum(axis=0)
-    row_ln = sums.row_lng.sum(axis=2)
+    row_ln, shift_l, n = sums.row_ln, sums.shift_lg.sum(axis=1, keepdims=True), sums.group_n.size
+    left_out = slice(0, 0)
     if without is not None:
-        total_ll = total_ll - 2 * sums.products_gll[without] + sums.own_gll[without]
+        total_ll += sums.own_gll[without] - 2 * sums.products_gll[without]
         row_ln = row_ln - sums.row_lng[:, :, without]
+        shift_l = shift_l - sums.shift_lg[:, [without]]
+        left_out = sums.members[without]
+        n -= left_out.stop - left_out.start
     if n < 4:
         return np.full_like(total_ll, np.nan), np.full_like(total_ll, np.nan), n
-    norms_ln, row_ln, shift_ln = (
-        sums.norms_ln[:, keep],
-        row_ln[:, keep],
-        sums.shift_ln[:, keep],
-    )
-    rho_ln = row_ln - norms_ln + (n - 2) * shift_ln + shift_ln.sum(axis=1, keepdims=True)
+    rho_ln = row_ln - sums.norms_ln
+    rho_ln += (n - 2) * sums.shift_ln
+    rho_ln += shift_l
+    rho_ln[:, left_out] = 0
     tau_l = rho_ln.sum(axis=1)
-    unbiased_ll = (
-        total_ll + np.outer(tau_l, tau_l) / ((n - 1) * (n - 2)) - 2 / (n - 2) * (rho_ln @ rho_ln.T)
-    )
-    centred_ln = norms_ln - 2 / n * row_ln + row_ln.sum(axis=1, keepdims=True) / n**2
+    unbiased_ll = total_ll - 2 / (n - 2) * (rho_ln @ rho_ln.T)
+    unbiased_ll += np.outer(tau_l, tau_l) / ((n - 1) * (n - 2))
+    row_l = row_ln.sum(axis=1, keepdims=True) - row_ln[:, left_out].sum(axis=1, keepdims=True)
+    centred_ln = row_ln * (-2 / n)
+    centred_ln += sums.norms_ln
+    centred_ln += row_l / n**2
+    centred_ln[:, left_out] = 0
     trace_l = centred_ln.sum(axis=1)
-    biased_ll = (
-        unbiased_ll
-        + n / (n - 2) * (centred_ln @ centred_ln.T)
-        - np.outer(trace_l, trace_l) / ((n - 1) * (n - 2))
-    )
+    biased_ll = unbiased_ll + n / (n - 2) * (centred_ln @ centred_ln.T)
+    biased_ll -= np.outer(trace_l, trace_l) / ((n - 1) * (n - 2))
     return unbiased_ll / (n * (n - 3)), biased_ll / (n - 1) ** 2, n

@@ -104,46 +104,65 @@ class Compared:
         kernel: str,
         p_permutation: NDArray[np.float64] | None = None,
     ) -> Iterator[pd.DataFrame]:
-        """Yield the rows of each estimator, all pairs of arrays in one order."""
-        samples, pairs = self.group.samples, self.group.asked(self.arrays)
-        views = self.selection.source.views
-        known = [views[name] for name in dict.fromkeys(key.capture for key in self.arrays)]
-        exposed = describe_pair_exposure(known, samples)
-        head = name_pairs(self.arrays, *pairs)
-        names = [key.capture for key in self.arrays]
-        words = [exposed[names[a], names[b]] for a, b in zip(*pairs, strict=True)]
+        """Yield the table: the rows of each estimator, all pairs of arrays in one order."""
+        pairs = self.group.asked(self.arrays)
+        head = self._head(pairs)
+        view = self.selection.source.views[self.arrays[0].capture]
+        parts: list[dict[str, NDArray]] = []
         for name, found in estimates.items():
-            if name == BETWEEN and not known[0].group_name:
+            if name == BETWEEN and not view.group_name:
                 continue
-            columns: dict[str, object] = {
-                "granularity": granularity,
-                "kernel": kernel,
-                "estimator": name,
-                "mask": np.asarray(self.masks, dtype=object)[pairs[0]],
-                "n": samples.size,
-                "exposed": words,
+            part = {
+                **head,
+                "estimator": _repeat(name, pairs[0].size),
                 "value": found.value[pairs],
                 "value_low": found.low[pairs],
                 "value_high": found.high[pairs],
                 "p_value": found.p_value[pairs],
                 "null_ceiling": found.null_ceiling[pairs],
-                "reason": self._explain(name, found.value[pairs], pairs, known[0].group_name),
+                "reason": self._explain(name, found.value[pairs], pairs, view.group_name),
             }
-            if p_permutation is not None and name == "debiased":
-                columns["p_permutation"] = p_permutation[pairs]
-            yield head.assign(**columns)
+            if p_permutation is not None:
+                tested = name == "debiased"
+                part["p_permutation"] = np.where(tested, p_permutation[pairs], np.nan)
+            parts.append(part)
+        rows = pairs[0].size * len(parts)
+        yield as_frame(
+            {
+                **{name: np.concatenate([part[name] for part in parts]) for name in parts[0]},
+                "granularity": _repeat(granularity, rows),
+                "kernel": _repeat(kernel, rows),
+                "n": np.full(rows, self.group.samples.size),
+            }
+        )
+
+    def _head(self, pairs: tuple[NDArray[np.int64], NDArray[np.int64]]) -> dict[str, NDArray]:
+        """Return the columns that all estimators share."""
+        names = [key.capture for key in self.arrays]
+        views = [self.selection.source.views[name] for name in dict.fromkeys(names)]
+        exposed = describe_pair_exposure(views, self.group.samples)
+        words = [exposed[names[a], names[b]] for a, b in zip(*pairs, strict=True)]
+        return {
+            **name_sides(self.arrays, *pairs),
+            "mask": np.asarray(self.masks, dtype=object)[pairs[0]],
+            "exposed": np.asarray(words, dtype=object),
+        }
 
     def _explain(
         self, estimator: str, value_p: NDArray, pairs: tuple[NDArray, NDArray], group: str
-    ) -> list[str]:
+    ) -> NDArray[np.object_]:
         few = ""
         if estimator == BETWEEN and self.n_groups < MIN_BETWEEN:
             few = f"{self.n_groups} {group}s; pairs between them need at least {MIN_BETWEEN}"
-        known = self.reasons
-        return [
-            (known[a] or known[b] or few or "self-similarity not positive") if missing else ""
-            for a, b, missing in zip(*pairs, np.isnan(value_p), strict=True)
-        ]
+        reasons = _repeat("", value_p.size)
+        for p in np.flatnonzero(np.isnan(value_p)).tolist():
+            known = self.reasons[pairs[0][p]] or self.reasons[pairs[1][p]]
+            reasons[p] = known or few or "self-similarity not positive"
+        return reasons
+
+
+def _repeat(text: str, count: int) -> NDArray[np.object_]:
+    return np.full(count, text, dtype=object)
 
 
 def blank(estimates: dict[str, Estimate], faults: Sequence[str]) -> dict[str, Estimate]:
@@ -160,13 +179,29 @@ def name_pairs(
     arrays: Sequence[ArrayKey], a_p: NDArray[np.int64], b_p: NDArray[np.int64]
 ) -> pd.DataFrame:
     """Return the columns that name both sides of each pair."""
+    return as_frame(name_sides(arrays, a_p, b_p))
+
+
+def name_sides(
+    arrays: Sequence[ArrayKey], a_p: NDArray[np.int64], b_p: NDArray[np.int64]
+) -> dict[str, NDArray]:
+    """Return the columns that name both sides of each pair, by name."""
     columns: dict[str, NDArray] = {}
     for side, at in (("a", a_p), ("b", b_p)):
         for part in ("capture", "site"):
             values = np.asarray([getattr(key, part) for key in arrays], dtype=object)
             columns[f"{part}_{side}"] = values[at]
         columns[f"layer_{side}"] = np.asarray([key.layer for key in arrays])[at]
-    return pd.DataFrame(columns)
+    return columns
+
+
+def as_frame(columns: Mapping[str, NDArray]) -> pd.DataFrame:
+    """Return columns as a table; text stays objects: pandas need not copy it to its own strings."""
+    index = pd.RangeIndex(len(next(iter(columns.values()))))
+    data = {
+        name: pd.Series(values, index=index, dtype=values.dtype) for name, values in columns.items()
+    }
+    return pd.DataFrame(data, index=index, copy=False)
 
 
 def explain_arrays(faults: Sequence[str], n: int, arrays: Sequence[ArrayKey]) -> tuple[str, ...]:

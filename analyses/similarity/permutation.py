@@ -17,6 +17,10 @@ FEWEST = 199
 """Where a thousand are too dear, at least so many are drawn, or none."""
 CHEAP = 5e10
 """Multiplications that are spent without having been asked for; a core does them in 1 to 2 s."""
+_BATCH = 8
+"""Permutations whose products are taken together."""
+_CHUNK = 512
+"""Pairs of samples of each that are moved before they are multiplied, still in the cache."""
 _TIE = 1e-6
 """Statistics closer than this part of the self-similarities are the same: float32 sums."""
 
@@ -34,7 +38,7 @@ def count_work(n: int, n_arrays: int, permutations: int) -> float:
 def count_bytes(n: int, n_arrays: int, permutations: int, workers: int) -> int:
     """Return the memory that `permute` and what it is given take."""
     pairs = n * (n - 1) // 2
-    each = pairs * (4 * n_arrays + 8) + 16 * n_arrays**2
+    each = _BATCH * (min(pairs, _CHUNK) * (4 * n_arrays + 24) + 24 * n_arrays**2)
     return 4 * pairs * n_arrays + 16 * pairs + 4 * n * n + 4 * permutations * n + workers * each
 
 
@@ -66,10 +70,18 @@ class _Work:
 
     def count(self, orders_bn: NDArray[np.int32]) -> NDArray[np.int64]:
         """Return how often each pair's statistic was reached, [arrays, arrays]."""
+        n_arrays = len(self.least_ll)
         reached_ll = np.zeros(self.least_ll.shape, dtype=np.int64)
-        for order_n in orders_bn:
-            moved_ml = self.u_ml[self.place_nn[order_n[self.rows_m], order_n[self.columns_m]]]
-            reached_ll += self.u_ml.T @ moved_ml >= self.least_ll
+        for first in range(0, len(orders_bn), _BATCH):
+            orders_nb = np.ascontiguousarray(orders_bn[first : first + _BATCH].T)
+            sums = np.zeros((n_arrays, orders_nb.shape[1] * n_arrays))
+            for start in range(0, len(self.u_ml), _CHUNK):
+                part = slice(start, start + _CHUNK)
+                rows_mb, columns_mb = orders_nb[self.rows_m[part]], orders_nb[self.columns_m[part]]
+                moved_mbl = self.u_ml.take(self.place_nn[rows_mb, columns_mb], axis=0)
+                sums += self.u_ml[part].T @ moved_mbl.reshape(len(moved_mbl), -1)
+            sums_lbl = sums.reshape(n_arrays, -1, n_arrays)
+            reached_ll += (sums_lbl >= self.least_ll[:, None]).sum(axis=1)
         return reached_ll
 
 
@@ -106,7 +118,9 @@ def permute(
     observed_ll = u_ml.T @ u_ml
     root_l = np.sqrt(np.diagonal(observed_ll))
     work = _Work(u_ml, rows_m, columns_m, place_nn, observed_ll - _TIE * np.outer(root_l, root_l))
-    parts = [part for part in np.array_split(orders_bn, workers) if len(part)]
+    batches = np.split(orders_bn, range(_BATCH, len(orders_bn), _BATCH))  # whatever the workers
+    shares = np.array_split(np.arange(len(batches)), workers)
+    parts = [np.concatenate([batches[i] for i in share]) for share in shares if share.size]
     reached_ll = np.sum(mapper(work.count, parts), axis=0)
     upper = np.triu(np.ones(reached_ll.shape, dtype=bool))
     reached_ll = np.where(upper, reached_ll, reached_ll.T)  # one side of a pair is permuted: b
