@@ -8,6 +8,7 @@ from .behaviour.contribution import Contribution as Contribution
 from .behaviour.erasure import Erasure as Erasure
 from .behaviour.lens import Lens as Lens
 from .behaviour.scores import Scores as Scores
+from .behaviour.tuned_lens import TunedLens as TunedLens
 from .catalogue import ANALYSES as ANALYSES
 from .catalogue import analyze as analyze
 from .embedding.embedding import Embedding as Embedding

@@ -15,6 +15,7 @@ from .behaviour.contribution import Contribution
 from .behaviour.erasure import Erasure
 from .behaviour.lens import Lens
 from .behaviour.scores import Scores
+from .behaviour.tuned_lens import TunedLens
 from .choose import choose_variant, make_plans, with_exact
 from .embedding.embedding import Embedding
 from .engine import Progress, Runner, open_runner, run_passes
@@ -24,6 +25,7 @@ from .gradients.gradients import Gradients
 from .lora.alignment import Alignment
 from .lora.weights import Weights
 from .memory import Pass, format_bytes, parse_bytes, plan_passes
+from .options import apply_options, changed_options
 from .plan import Analysis, Outcome, Plan, Table, join_tables
 from .pooled import CollectFold, PooledSource
 from .probes.code_length import CodeLength
@@ -51,6 +53,7 @@ CATALOGUE: dict[str, Analysis] = {
     "row_probe": RowProbe(),
     "layer_weights": LayerWeights(),
     "mdl": CodeLength(),
+    "tuned_lens": TunedLens(),
 }
 """Every analysis with its default options."""
 ANALYSES: dict[str, str] = {name: analysis.description for name, analysis in CATALOGUE.items()}
@@ -73,6 +76,7 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
     device: str = "cpu",
     variant: str = "corrected",
     faults: Sequence[str] = (),
+    options: Sequence[str] = (),
     exact: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
@@ -87,8 +91,8 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
     names
         Names of the catalogue (`cka`, `svd`, …), analyses with other options
         (`Probe(shuffles=20)`), or folds of your own, whose results come under their `name`. None:
-        every analysis that the store can serve within `memory`, but `layer_weights` and `mdl`,
-        which take their time; the others are named in the attribute `skipped`.
+        every analysis that the store can serve within `memory`, but `layer_weights`, `mdl` and
+        `tuned_lens`, which take their time; the others are named in the attribute `skipped`.
     against
         Another store whose captures are compared with this one's by `cka`, as `against:<capture>`.
     captures, sites, layers
@@ -106,6 +110,8 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
         analyses in `names` alone where some are named, beside the corrected ones.
     faults
         Faults of the published code that are shown one by one; none means all (docs/paper.md).
+    options
+        Options of analyses as text, `cka.permutations=1000`, also where all run.
     exact
         `cka` compares frames from every pair of rows too: `CKA(exact=True)`. Can take hours; a note
         says how many multiplications and passes, before anything is read.
@@ -126,8 +132,8 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
     Raises
     ------
     AnalysisInputError
-        An unknown analysis, capture, site or layer; an analysis asked for by name whose sites are
-        missing.
+        An unknown analysis, option, capture, site or layer; an analysis asked for by name whose
+        sites are missing.
     MemoryBudgetError
         Not even one sample fits into `memory`; said before anything is read.
     DeviceError
@@ -139,7 +145,9 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
     products in the spectra and in exact CKA of frames (1e-6 relative).
     """
     chosen = choose_variant(names, CATALOGUE, variant, faults)
+    by_default = names is None and variant == "corrected"
     chosen = with_exact(chosen) if exact else chosen
+    chosen = apply_options(chosen, CATALOGUE, options, by_default=by_default)
     memory_bytes = parse_bytes(memory)
     store = store if isinstance(store, Store) else open_store(store)
     against = against if against is None or isinstance(against, Store) else open_store(against)
@@ -156,7 +164,6 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
             workers=runner.workers,
             device=device,
         )
-        by_default = names is None and variant == "corrected"
         plans, skipped = make_plans(chosen, selection, by_default=by_default)
         for note in (note for plan in plans.values() for note in plan.notes):
             if notify is not None:
@@ -168,6 +175,7 @@ def analyze(  # noqa: PLR0913 - what the command line offers, all but two of it 
         "memory": str(memory),
         "device": describe_device(device),
         "skipped": json.dumps(skipped),
+        "options": json.dumps(changed_options(chosen, CATALOGUE)),
         **facts,
     }
     return {name: to_dataset(name, table, attrs) for name, table in tables.items()}
@@ -205,6 +213,7 @@ def _cut_passes(
     """Return the passes; nothing is collected where a fold fits only without what that holds."""
     source = selection.source
     held = sum(fold.bytes for fold in collect)
+    held += sum(getattr(fold, "result_bytes", 0) for fold in wanted)
     try:
         passes = plan_passes(
             [*wanted, *collect],

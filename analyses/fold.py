@@ -77,7 +77,8 @@ class Fold[State, Result](Protocol):
     """One statistic that is computed from blocks in any order and any grouping.
 
     A fold is a value: frozen, hashable, picklable; equal folds of several analyses are run once.
-    One with an attribute `device` of `cuda` gets its blocks as cupy arrays.
+    One with an attribute `device` of `cuda` gets its blocks as cupy arrays; one with an attribute
+    `result_bytes` has a result that takes so much until all analyses have concluded.
     `merge` is associative up to rounding: merge(merge(a, b), c) = merge(a, merge(b, c)).
     """
 

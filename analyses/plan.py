@@ -107,6 +107,12 @@ def most_exposed(*words: str) -> str:
     return max(words, key=("none", "all", "only").index)
 
 
+def comparable(left: View, right: View) -> bool:
+    """Return whether two captures are compared: moments of a training with its end alone."""
+    ends = [view.attrs.get("of", view.name) == view.name for view in (left, right)]
+    return all(ends) or (any(ends) and left.attrs.get("of") == right.attrs.get("of"))
+
+
 def unexposed_samples(view: View, *, through: str) -> NDArray[np.int64]:
     """Return the samples on which scores may be computed.
 

@@ -6,7 +6,7 @@ in runs of its own consecutive samples, so every fold sees the same samples in t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,69 +15,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ..store import Capture, SiteInfo, Store, open_store
-from .errors import AnalysisInputError
+from ..store import Capture, Store, match_rows, open_store
 from .fold import ArrayKey, Block, Piece
+from .views import AddedColumn, View, added_columns, base_of, view_of
 
 AGAINST = "against:"
 """Prefix of the captures of the other store."""
-GROUP = "speaker"
-"""Group that is left out or resampled, when the store has it; else its first group."""
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """One capture, seen from the common sample axis."""
-
-    name: str
-    """As in the tables."""
-    store: int
-    """Number of its store."""
-    own_name: str
-    """As in its store."""
-    index_n: NDArray[np.int64]
-    """Its own number of each sample of the axis, -1 where it has none."""
-    rows: Mapping[str, NDArray[np.int64]]
-    """Row count of each sample of the axis in each stream, 0 where it has none."""
-    sites: Mapping[str, SiteInfo]
-    pooled: Mapping[str, SiteInfo]
-    outputs: tuple[str, ...]
-    attrs: Mapping[str, Any]
-    label_n: NDArray[np.object_]
-    """Label of each sample of the axis, "" where unknown or absent."""
-    group_n: NDArray[np.object_]
-    """Speaker of each sample of the axis, "" where unknown or absent."""
-    group_name: str
-    """What `group_n` holds (`speaker`); empty when the store has no groups."""
-    exposed_n: NDArray[np.bool_]
-    """Whether each sample of the axis was in the training part of the capture."""
-
-    @property
-    def samples(self) -> NDArray[np.int64]:
-        """Places on the axis of the samples that the capture has."""
-        return np.flatnonzero(self.index_n >= 0)
-
-    @property
-    def base(self) -> str:
-        """Name of the capture that an intervention changed; empty for any other capture."""
-        return base_of(self.attrs)
-
-    def trained(self, part: str) -> bool:
-        """Return whether `head` or `adapter` was trained; true where the capture does not say."""
-        return part in self.attrs.get("trained", ("head", "adapter"))
-
-    def info(self, key: ArrayKey) -> SiteInfo:
-        """Return what the store says of an array."""
-        return self.pooled[f"{key.site}.{key.pool}"] if key.pool else self.sites[key.site]
-
-
-def base_of(attrs: Mapping[str, Any]) -> str:
-    """Return the name of the capture that an intervention changed, from a capture's attributes.
-
-    Empty for a capture that is no intervention's.
-    """
-    of = attrs.get("of")
-    return of if isinstance(attrs.get("intervention"), Mapping) and isinstance(of, str) else ""
+_MATCH_BYTES = 32
+"""Of each row that is matched by its sample and position, on either side."""
 
 
 def interventions_of(store: Store) -> dict[str, str]:
@@ -106,7 +51,12 @@ class Source:
             wanted += [(1, against.capture(name), f"{AGAINST}{name}") for name in names]
         ids = list(dict.fromkeys(i for _, capture, _ in wanted for i in capture.samples["id"]))
         axis = pd.Index(ids, dtype=object)
-        views = {name: _view(number, capture, name, axis) for number, capture, name in wanted}
+        stores = [store] if against is None else [store, against]
+        added = [added_columns(one, axis) for one in stores]
+        views = {
+            name: view_of(number, capture, name, axis, added[number])
+            for number, capture, name in wanted
+        }
         paths = tuple(str(s.path) for s in (store, against) if s is not None)
         held = {name: capture for _, capture, name in wanted}
         return cls(paths, np.asarray(ids, dtype=object), views, held)
@@ -130,6 +80,9 @@ class Source:
         """Return the bytes in memory of every sample of one array, [samples]."""
         view = self.views[key.capture]
         info = view.info(key)
+        if not key.pool and key.site not in view.sites:
+            rows_n = view.rows[info.stream]
+            return (rows_n + view.added[key.site].rows_n * (rows_n > 0)) * _MATCH_BYTES
         item = info.width * (8 if info.dtype == "float64" else 4)
         return (view.index_n >= 0) * item if key.pool else view.rows[info.stream] * item
 
@@ -150,10 +103,9 @@ class Source:
         view = self.views[key.capture]
         own = view.index_n[start:stop]
         samples = start + np.flatnonzero(own >= 0)
-        own = own[own >= 0]
-        breaks = np.flatnonzero(np.diff(own) != 1) + 1
-        runs = [slice(int(run[0]), int(run[-1]) + 1) for run in np.split(own, breaks) if run.size]
-        parts = [self._read_run(key, run) for run in runs]
+        if not key.pool and key.site not in view.sites:
+            return self._read_added(key, samples)
+        parts = [self._read_run(key, run) for run in _slices(own[own >= 0])]
         width = view.info(key).width
         values = (
             parts[0] if len(parts) == 1 else np.concatenate([*parts, np.empty((0, width), "f4")])
@@ -164,6 +116,31 @@ class Source:
             else view.rows[view.info(key).stream][samples]
         )
         return Piece(values, samples, np.concatenate([[0], np.cumsum(counts)]))
+
+    def _read_added(self, key: ArrayKey, samples: NDArray[np.int64]) -> Piece:
+        """Return a row column for the rows of a capture, matched by sample and position."""
+        view = self.views[key.capture]
+        column = view.added[key.site]
+        stream = column.info.stream
+        counts = view.rows[stream][samples]
+        held = samples[column.index_n[samples] >= 0]
+        capture = self._added_capture(view, column)
+        runs = _slices(column.index_n[held])
+        values = [capture.read_rows(key.site, None, run)[:, 0] for run in runs]
+        positions = [capture.read_positions(stream, run) for run in runs]
+        found = match_rows(
+            (np.repeat(samples, counts), self.read_positions(view.name, stream, samples)),
+            (np.repeat(held, column.rows_n[held]), np.concatenate([_NO_ROWS, *positions])),
+            np.concatenate([np.empty(0, "f4"), *values]),
+        )
+        return Piece(found[:, None], samples, np.concatenate([[0], np.cumsum(counts)]))
+
+    def _added_capture(self, view: View, column: AddedColumn) -> Capture:
+        held = f"{view.store}/{column.capture}"  # no capture's name has a slash
+        if held not in self._captures:
+            store = open_store(self.paths[view.store])
+            self._captures[held] = store.capture(column.capture)
+        return self._captures[held]
 
     def _read_run(self, key: ArrayKey, run: slice) -> NDArray:
         capture = self.capture(key.capture)
@@ -192,12 +169,8 @@ class Source:
         self, capture: str, stream: str, samples: NDArray[np.int64]
     ) -> NDArray[np.int64]:
         """Return the position (frame or token index) of every row of places on the axis."""
-        own = self.views[capture].index_n[samples]
-        runs = np.split(own, np.flatnonzero(np.diff(own) != 1) + 1)
-        held = self.capture(capture)
-        return np.concatenate(
-            [held.read_positions(stream, slice(int(r[0]), int(r[-1]) + 1)) for r in runs if r.size]
-        )
+        held, runs = self.capture(capture), _slices(self.views[capture].index_n[samples])
+        return np.concatenate([_NO_ROWS, *(held.read_positions(stream, run) for run in runs)])
 
     def borders(self) -> NDArray[np.int64]:
         """Return the places of the axis where the first capture starts a stored segment."""
@@ -208,36 +181,10 @@ class Source:
         return np.flatnonzero(np.diff(along) != 0) + 1
 
 
-def _view(number: int, capture: Capture, name: str, axis: pd.Index) -> View:
-    table = capture.samples
-    own_ids = pd.Index(table["id"].to_numpy(dtype=object), dtype=object)
-    if own_ids.has_duplicates:
-        twice = own_ids[own_ids.duplicated()][0]
-        msg = f"capture {name!r} holds sample {twice!r} twice; samples are matched by id."
-        raise AnalysisInputError(msg)
-    index_n = own_ids.get_indexer(axis).astype(np.int64)
-    present = index_n >= 0
+_NO_ROWS = np.empty(0, dtype=np.int64)
 
-    def along(values: NDArray, absent: object) -> NDArray:
-        out = np.full(axis.size, absent, dtype=values.dtype)
-        out[present] = values[index_n[present]]
-        return out
 
-    streams = {info.stream for info in capture.sites.values()}
-    group = GROUP if GROUP in capture.groups else next(iter(capture.groups), "")
-    groups = table[group].astype(str).to_numpy(dtype=object) if group else None
-    return View(
-        name=name,
-        store=number,
-        own_name=capture.name,
-        index_n=index_n,
-        rows={s: along(np.asarray(capture.row_counts(s), np.int64), 0) for s in sorted(streams)},
-        sites=dict(capture.sites),
-        pooled=dict(capture.pooled),
-        outputs=tuple(capture.outputs),
-        attrs=dict(capture.attrs),
-        label_n=along(table["label"].astype(str).to_numpy(dtype=object), ""),
-        group_n=np.full(axis.size, "", dtype=object) if groups is None else along(groups, ""),
-        group_name=group,
-        exposed_n=along(table["exposed"].to_numpy(dtype=bool), absent=False),
-    )
+def _slices(own: NDArray[np.int64]) -> list[slice]:
+    """Return runs of consecutive numbers as slices."""
+    runs = np.split(own, np.flatnonzero(np.diff(own) != 1) + 1)
+    return [slice(int(run[0]), int(run[-1]) + 1) for run in runs if run.size]

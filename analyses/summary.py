@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from functools import partial
 from importlib import metadata
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import xarray as xr
 
 from ..store import Capture, Store
 from .source import interventions_of
-
-type _Row = dict[str, Any]
+from .values import collect_values, to_json
 
 _PACKAGES = ("lorascope", "numpy", "scipy", "xarray", "dask", "pandas", "zarr")
 _DIGEST_LIMIT_BYTES = 8 * 2**30
@@ -75,12 +72,12 @@ def summarise(
             if name not in changed
         },
         "interventions": {
-            name: _plain({"of": base, **store.capture(name).attrs["intervention"]})
+            name: to_json({"of": base, **store.capture(name).attrs["intervention"]})
             for name, base in changed.items()
         },
         "skipped": skipped,
         "tables": {
-            name: {"rows": int(d.sizes["entry"]), "attrs": _plain(d.attrs)}
+            name: {"rows": int(d.sizes["entry"]), "attrs": to_json(d.attrs)}
             for name, d in results.items()
         },
         "values": collect_values(tables),
@@ -117,7 +114,7 @@ def describe_capture(capture: Capture) -> dict[str, Any]:
     described |= {"samples": len(table), "exposed": int(table["exposed"].to_numpy().sum())}
     described |= {"groups": {name: len(set(table[name])) for name in capture.groups}}
     described |= {"sites": sorted({*capture.sites, *capture.pooled})}
-    return _plain(described)
+    return to_json(described)
 
 
 def _versions() -> dict[str, str]:
@@ -128,162 +125,3 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = "unknown"
     return found
-
-
-def collect_values(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
-    """Return the headline values of every table that is there."""
-    makers = {
-        "outputs": _outputs_values,
-        "probe": _probe_values,
-        "lens": _lens_values,
-        "svd": partial(
-            _mean_values, keys=("capture", "site"), columns=("sv90", "erank", "top10_energy")
-        ),
-        "contribution": partial(
-            _mean_values, keys=("capture", "component"), columns=("ratio_mean", "cosine_mean")
-        ),
-        "cka": _cka_values,
-        "alignment": partial(
-            _mean_values, keys=("capture", "direction"), columns=("value", "null_mean")
-        ),
-        "erasure": _erasure_values,
-        "weights": partial(
-            _mean_values, keys=("capture", "matrix"), columns=("sv90", "erank", "fro_norm")
-        ),
-        "gradients": partial(
-            _mean_values,
-            keys=("capture", "site"),
-            columns=("norm_mean", "within_class_cosine", "between_class_cosine"),
-        ),
-        "embedding_quality": partial(
-            _mean_values,
-            keys=("capture", "site"),
-            columns=("knn_purity_label", "knn_purity_speaker", "knn_recall"),
-        ),
-    }
-    makers["paper"] = _paper_values
-    rows = {name: tables[name].to_dict("records") for name in makers if name in tables}
-    return {name: makers[name](_plain(records)) for name, records in rows.items()}
-
-
-def _outputs_values(rows: Sequence[_Row]) -> dict[str, Any]:
-    columns = ("uar", "uar_low", "uar_high", "war", "n", "reason")
-    return {row["capture"]: _pick(row, columns) for row in rows}
-
-
-def _probe_values(rows: Sequence[_Row]) -> dict[str, Any]:
-    """Return the best array of each capture: highest UAR over all folds, of the logistic probe."""
-    names = (
-        "site",
-        "layer",
-        "uar",
-        "uar_low",
-        "uar_high",
-        "war",
-        "control_uar",
-        "selectivity",
-        "n",
-    )
-    best: dict[str, Any] = {}
-    for row in rows:
-        if row["fold"] == "all" and row["probe"] == "logistic" and row["uar"] is not None:
-            held = best.get(row["capture"])
-            if held is None or row["uar"] > held["uar"]:
-                best[row["capture"]] = _pick(row, names)
-    return best
-
-
-def _lens_values(rows: Sequence[_Row]) -> dict[str, Any]:
-    """Return the last layer of each capture, which has to agree with the model."""
-    last: dict[str, Any] = {}
-    for row in rows:
-        if row["layer"] is not None and row["overlap"] is not None:
-            held = last.get(row["capture"])
-            if held is None or row["layer"] > held["layer"]:
-                names = ("layer", "kl_final_layer", "overlap", "uar", "n")
-                last[row["capture"]] = _pick(row, names)
-    return last
-
-
-def _mean_values(
-    rows: Sequence[_Row], *, keys: tuple[str, str], columns: Sequence[str]
-) -> dict[str, Any]:
-    """Return means over layers by two columns, one nested in the other; centred spectra only."""
-    groups: dict[str, dict[str, list[_Row]]] = {}
-    for row in rows:
-        if row.get("centred", True):
-            groups.setdefault(row[keys[0]], {}).setdefault(row[keys[1]], []).append(row)
-    return {
-        outer: {
-            inner: {column: _mean([row[column] for row in part]) for column in columns}
-            for inner, part in inside.items()
-        }
-        for outer, inside in groups.items()
-    }
-
-
-def _cka_values(rows: Sequence[_Row]) -> dict[str, Any]:
-    """Return the mean CKA over layers of the same site and layer in two captures.
-
-    From pairs of different groups where there are enough of them, else debiased; pooled, linear.
-    """
-    plain = {"granularity": "pooled", "kernel": "linear"}
-    rows = [row for row in rows if all(row[name] == want for name, want in plain.items())]
-    known = {row["estimator"] for row in rows if row["value"] is not None}
-    estimator = "between_groups" if "between_groups" in known else "debiased"
-    groups: dict[str, dict[str, list[float | None]]] = {}
-    for row in rows:
-        same = row["site_a"] == row["site_b"] and row["layer_a"] == row["layer_b"]
-        if same and row["capture_a"] != row["capture_b"] and row["estimator"] == estimator:
-            pair = f"{row['capture_a']} - {row['capture_b']}"
-            groups.setdefault(pair, {}).setdefault(row["site_a"], []).append(row["value"])
-    return {
-        pair: {site: _mean(values) for site, values in sites.items()}
-        for pair, sites in groups.items()
-    }
-
-
-def _erasure_values(rows: Sequence[_Row]) -> dict[str, Any]:
-    """Return the differences of every intervention, by capture."""
-    columns = ("layer", "delta_uar", "delta_uar_low", "delta_uar_high", "kl", "n", "reason")
-    found: dict[str, Any] = {}
-    for row in rows:
-        found.setdefault(row["capture"], {})[row["intervention"]] = _pick(row, columns)
-    return found
-
-
-def _paper_values(rows: Sequence[_Row]) -> dict[str, Any]:
-    """Return the mean of every quantity, corrected and under each fault, where both are known."""
-    groups: dict[str, dict[str, list[_Row]]] = {}
-    for row in rows:
-        if row["value"] is not None and row["corrected"] is not None:
-            groups.setdefault(row["quantity"], {}).setdefault(row["fault"], []).append(row)
-    return {
-        quantity: {
-            fault: {name: _mean([row[name] for row in part]) for name in ("value", "corrected")}
-            for fault, part in faults.items()
-        }
-        for quantity, faults in groups.items()
-    }
-
-
-def _pick(row: _Row, names: Sequence[str]) -> _Row:
-    return {name: row[name] for name in names}
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401 - any JSON-able value
-    """Return a value as JSON holds it: NaN and missing values become null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or value is pd.NA or (isinstance(value, float) and not np.isfinite(value)):
-        return None
-    return value if isinstance(value, str | int | float | bool) else str(value)

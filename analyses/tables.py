@@ -11,6 +11,12 @@ import xarray as xr
 
 from .plan import Table
 
+
+def with_interval(*names: str) -> tuple[str, ...]:
+    """Return the columns of estimates, each with the ends of its interval."""
+    return tuple(f"{name}{end}" for name in names for end in ("", "_low", "_high"))
+
+
 _PAIR = ("capture_a", "site_a", "layer_a", "capture_b", "site_b", "layer_b")
 _END = ("n", "exposed", "reason")
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -20,14 +26,19 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         *("p_value", "null_ceiling", "p_permutation", *_END),
     ),
     "svd": (
-        *("capture", "site", "layer", "centred", "mask", "n", "sv90", "sv90_interpolated"),
-        *("top10_energy", "erank", "erank_energy", "stable_rank", "participation_ratio"),
+        *("capture", "site", "layer", "centred", "mask", "n"),
+        *with_interval("sv90", "sv90_interpolated", "top10_energy", "erank", "erank_energy"),
+        *with_interval("stable_rank", "participation_ratio"),
         *("independent", "noise_variance", "mp_edge", "above_mp", "shuffled_edge"),
         *("above_shuffled", "exposed", "reason"),
     ),
     "spectrum": (
         *("capture", "site", "layer", "centred", "mask", "index", "singular_value", "energy"),
         *_END,
+    ),
+    "angles": (
+        *("capture_a", "capture_b", "site", "layer", "mask", "span", "directions_a"),
+        *("directions_b", "overlap", "overlap_random", "angle_smallest", "angle_largest", *_END),
     ),
     "probe": (
         *(
@@ -58,6 +69,10 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         *("uar_low", "uar_high", "war", "macro_f1", "control_uar", "selectivity", "p_value"),
         *("p_holm", *_END),
     ),
+    "row_probe_classes": (
+        *("capture", "site", "layer", "rows", "probe", "class", "class_name", "recall"),
+        *("precision", "control_recall", "taken_for", "taken_share", *_END),
+    ),
     "lens": (
         *(
             "capture",
@@ -70,6 +85,15 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         *("kl_layer_final", "kl_layer_final_low", "kl_layer_final_high", "js", "js_low", "js_high"),
         *("overlap", "overlap_low", "overlap_high", "chance_overlap", "uar", "uar_low", "uar_high"),
         *_END,
+    ),
+    "tuned_lens": (
+        *("capture", "site", "layer", "kl_final_layer", "kl_final_layer_low"),
+        *("kl_final_layer_high", "js", "js_low", "js_high", "overlap", "overlap_low"),
+        *("overlap_high", "uar", "uar_low", "uar_high", "lens_kl_final_layer", "lens_js"),
+        *("lens_overlap", "lens_uar", "delta_kl_final_layer", "delta_kl_final_layer_low"),
+        *("delta_kl_final_layer_high", "delta_js", "delta_js_low", "delta_js_high"),
+        *("delta_overlap", "delta_overlap_low", "delta_overlap_high", "delta_uar"),
+        *("delta_uar_low", "delta_uar_high", "chance_kl", "chance_overlap", "penalty", *_END),
     ),
     "contribution": (
         *(
@@ -137,10 +161,13 @@ _TEXT = {
     *("capture", "site", "capture_a", "site_a", "capture_b", "site_b", "granularity", "kernel"),
     *("estimator", "mask", "probe", "split", "fold", "component", "label", "predicted"),
     *("intervention", "change", "module", "direction", "matrix", "rows", "exposed", "reason"),
-    *("part", "quantity", "fault"),
+    *("part", "quantity", "fault", "span"),
     *("sample", "speaker", "method", "init"),
 }
-_WHOLE = {"layer", "layer_a", "layer_b", "n", "index", "count", "directions", "seed", "k"}
+_WHOLE = {
+    *("layer", "layer_a", "layer_b", "n", "index", "count", "directions", "seed", "k"),
+    *("directions_a", "directions_b"),
+}
 _LAYERS = ("layer", "layer_a", "layer_b")
 
 

@@ -1,6 +1,7 @@
 """Spectrum of many rows, streamed, beside the bare product X'X and numpy's SVD.
 
-Run: `python benchmarks/spectra.py` (50,000 x 1,280 float32). Everything in one process with the
+Run: `python benchmarks/spectra.py` (50,000 x 1,280 float32), with `--tail` for the streaming QR of
+`SVD(tail=True)` as well. Everything in one process with the
 same BLAS threads, in turn, the shortest of several; the peak in a process of its own, which
 streams the rows from a file.
 """
@@ -16,8 +17,10 @@ import click
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from lorascope.analyses import ArrayKey, Block, Piece
 from lorascope.analyses.spectra.scatter import TILE_ROWS, Scatter, add_rows
 from lorascope.analyses.spectra.spectrum import singular_values
+from lorascope.analyses.spectra.tail import TailFold
 
 BLOCK_ROWS = 2 * TILE_ROWS
 PEAK = """
@@ -56,13 +59,29 @@ def streamed(path: Path, width: int) -> np.ndarray:
     return singular_values(state.scatter_dd, width)
 
 
+def streamed_tail(path: Path, width: int) -> np.ndarray:
+    """Centred spectrum of the same file by streaming QR."""
+    key = ArrayKey("a", "s", 0)
+    fold = TailFold(key, width, width)
+    state = fold.empty()
+    block_nd = np.empty((BLOCK_ROWS, width), np.float32)
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(block_nd) // (4 * width):
+            piece = Piece(block_nd[:count], np.array([0]), np.array([0, count]))
+            state = fold.add(state, Block(0, 1, {key: piece}))
+    return fold.finish(state).centred
+
+
 @click.command(help=__doc__)
 @click.option("--rows", default=50_000)
 @click.option("--features", default=1280)
 @click.option("--threads", default=1, help="BLAS threads of every job.")
 @click.option("--repeats", default=3)
+@click.option("--tail", is_flag=True, help="Time the streaming QR too.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path))
-def main(rows: int, features: int, threads: int, repeats: int, json_path: Path | None) -> None:
+def main(
+    rows: int, features: int, threads: int, repeats: int, *, tail: bool, json_path: Path | None
+) -> None:
     with tempfile.TemporaryDirectory() as folder, threadpool_limits(threads):
         path = Path(folder) / "rows.f32"
         write_rows(path, rows, features)
@@ -73,6 +92,8 @@ def main(rows: int, features: int, threads: int, repeats: int, json_path: Path |
             "streamed": lambda: streamed(path, features),
             "numpy_svd": lambda: np.linalg.svd(centred_nd, compute_uv=False),
         }
+        if tail:
+            jobs["tail"] = lambda: streamed_tail(path, features)
         seconds: dict[str, list[float]] = {name: [] for name in jobs}
         for _ in range(repeats):  # in turn, so that what else runs here hits all of them
             for name, job in jobs.items():
@@ -82,6 +103,7 @@ def main(rows: int, features: int, threads: int, repeats: int, json_path: Path |
         found = {name: min(times) for name, times in seconds.items()}
         exact = np.linalg.svd(centred_nd.astype(np.float64), compute_uv=False)
         error = np.abs(streamed(path, features) / exact - 1)
+        tail_error = np.abs(streamed_tail(path, features) / exact - 1) if tail else None
         here = str(Path(__file__).parent)
         command = [sys.executable, "-c", PEAK, str(path), str(features), here]
         run = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -102,6 +124,15 @@ def main(rows: int, features: int, threads: int, repeats: int, json_path: Path |
         f"{result['error_first_32']:.0e} (first 32), {result['error_all']:.0e} (all); "
         f"peak {result['peak_bytes'] / 1e6:.0f} MB above the process"
     )
+    if tail_error is not None:
+        result |= {
+            "times_streamed_tail": found["tail"] / found["streamed"],
+            "error_tail": float(tail_error.max()),
+        }
+        print(
+            f"streaming QR {found['tail']:.1f} s, {result['times_streamed_tail']:.1f} times the "
+            f"scatter; largest relative error {result['error_tail']:.0e} in all singular values"
+        )
     if json_path is not None:
         json_path.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -59,6 +59,14 @@ if TYPE_CHECKING:
 @click.option(
     "--exact", is_flag=True, help="cka: frames from every pair of rows too; can take hours."
 )
+@click.option(
+    "-o",
+    "--option",
+    "options",
+    multiple=True,
+    metavar="NAME.OPTION=VALUE",
+    help="Option of an analysis, as cka.permutations=1000 (docs/analyses.md); may be repeated.",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed.")
 @common_options
 def analyze(  # noqa: PLR0913  (one parameter an option)
@@ -78,13 +86,15 @@ def analyze(  # noqa: PLR0913  (one parameter an option)
     """Analyse a store: similarity, spectra, probes, lens, contributions and interventions.
 
     NAMEs: cka svd probe lens contribution outputs erasure alignment weights gradients embedding
-    row_probe layer_weights mdl; none means all that the store can serve but the last two.
+    row_probe layer_weights mdl tuned_lens; none means all that the store can serve but the last
+    three.
     Writes report.html, tables/, figures/, results.zarr and summary.json.
 
     \b
     Examples:
       analyze --store demo.zarr
       analyze --store study.zarr cka svd --captures frozen,lora --layers 0-3 --out cka-study
+      analyze --store study.zarr cka -o cka.kernels=linear,rbf -o cka.permutations=1000
       analyze --store study.zarr cka --exact --sites lora_a --memory 8GiB
       analyze --store paper.zarr --variant paper --fault padding --fault biased
     """  # noqa: D301  (click reads \b as "keep these lines")

@@ -10,19 +10,20 @@ import click
 
 from .errors import run_command
 from .fidelity import spell_certificate
+from .ingest import ingest
 from .options import check_loudness, common_options, split_names
 from .output import clean, count, format_bytes, print_json, print_table
 from .progress import ProgressReporter
 from .upkeep import repair, seal, verify
 
 if TYPE_CHECKING:
-    from ..store import Capture
+    from ..store import Capture, RowColumn
 
 
 @click.group("lorascope", context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="lorascope", message="%(package)s %(version)s")
 def lorascope() -> None:
-    """Look at a store, check it, repair it and seal it.
+    """Look at a store, add labels of its rows, check it, repair it and seal it.
 
     \b
     Example:
@@ -46,6 +47,7 @@ def info(*, path: str, as_json: bool, quiet: bool, verbose: bool, debug: bool) -
     store = open_store(path)
     size = _size_on_disk(store.path)
     captures = [_describe(store.capture(name)) for name in store.captures]
+    columns = [_describe_rows(store.capture(c.capture), c) for c in store.row_columns.values()]
     if as_json:
         print_json(
             {
@@ -59,6 +61,8 @@ def info(*, path: str, as_json: bool, quiet: bool, verbose: bool, debug: bool) -
         )
         for described in captures:
             print_json({"type": "capture", **described})
+        for column in columns:
+            print_json({"type": "row_column", **column})
         return
     click.echo(
         f"{clean(path, lines=False)}: {count(len(captures), 'capture')}, {format_bytes(size)}"
@@ -81,6 +85,22 @@ def info(*, path: str, as_json: bool, quiet: bool, verbose: bool, debug: bool) -
                 for s in described["sites"]
             ],
         )
+    if columns:
+        click.echo("\nrow columns")
+        keys = ("column", "stream", "classes", "samples", "rows", "complete")
+        print_table(keys, [[_spell(described[key]) for key in keys] for described in columns])
+
+
+def _describe_rows(capture: "Capture", column: "RowColumn") -> dict[str, Any]:
+    return {
+        "column": column.name,
+        "stream": column.stream,
+        "classes": len(column.names),
+        "names": list(column.names),
+        "samples": len(capture),
+        "rows": int(capture.row_counts(column.stream).sum()),
+        "complete": capture.complete,
+    }
 
 
 def _describe(capture: "Capture") -> dict[str, Any]:
@@ -139,7 +159,7 @@ def _size_on_disk(root: Path) -> int:
     )
 
 
-for _command in (verify, repair, seal):
+for _command in (ingest, verify, repair, seal):
     lorascope.add_command(_command)
 
 

@@ -1,5 +1,7 @@
 """The store: the only room that knows Zarr and the disk. See `FORMAT.md` for what is written."""
 
+from .add_rows import RowColumnReport as RowColumnReport
+from .add_rows import add_row_column as add_row_column
 from .batches import RowBatches as RowBatches
 from .capture import Capture as Capture
 from .capture import SiteInfo as SiteInfo
@@ -38,6 +40,10 @@ from .repair import repair_store as repair_store
 from .repair_plan import Withdrawn as Withdrawn
 from .results import read_results as read_results
 from .results import write_results as write_results
+from .row_columns import RowColumn as RowColumn
+from .row_columns import match_rows as match_rows
+from .row_tables import TableReport as TableReport
+from .row_tables import add_row_table as add_row_table
 from .seal import SealReport as SealReport
 from .seal import seal_store as seal_store
 from .segment import NewSample as NewSample

@@ -16,6 +16,7 @@ from .layout import Output, Site
 from .parameters import Parameters
 from .products import Product, product_site
 from .records import RecordLog
+from .row_columns import class_names
 from .segments import SegmentIndex, SegmentReader
 
 if TYPE_CHECKING:
@@ -100,6 +101,10 @@ class Capture:
     def groups(self) -> tuple[str, ...]:
         """Names of those columns of `samples` that are groups, such as speaker."""
         return self.segments.groups
+
+    def class_names(self, site: str) -> tuple[str, ...]:
+        """Return the names of the classes 0, 1, 2, … that a row site of width 1 holds, if known."""
+        return class_names(self.definition, site)
 
     @property
     def parameters(self) -> Parameters:

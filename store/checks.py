@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,33 @@ def check_row_counts(
                 raise SampleError(msg)
 
 
+def check_new_ids(
+    definition: CaptureDefinition, samples: Sequence[NewSample], seen: Container[str]
+) -> None:
+    """Refuse samples that are there already, or twice among themselves."""
+    among: set[str] = set()
+    for sample in samples:
+        if sample.id in seen or sample.id in among:
+            msg = (
+                f"sample {sample.id!r} is in capture {definition.name!r} already: ids are unique; "
+                "skip those in writer.committed"
+            )
+            raise SampleError(msg)
+        among.add(sample.id)
+
+
+def check_sample(definition: CaptureDefinition, sample: NewSample) -> NewSample:
+    """Return a sample with its outputs and positions as arrays of the declared shapes."""
+    check_columns(definition, sample.columns, sample.groups)
+    declared = {output.name: output for output in definition.outputs}
+    return replace(
+        sample,
+        exposed=bool(sample.exposed),
+        outputs=check_outputs(sample.id, declared, sample.outputs),
+        positions=check_positions(sample.id, sample.n_rows, sample.positions),
+    )
+
+
 def check_outputs(
     sample: str, declared: Mapping[str, Output], outputs: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
@@ -135,6 +163,8 @@ def _check_array(subject: str, site: Site, value: np.ndarray, n_samples: int) ->
     pooled = site.kind == "sample"
     if pooled and n_samples == 1 and array.ndim == 1 + (site.layers is not None):
         array = array[..., None, :]
+    if site.layers is None and site.width == 1 and not pooled and array.ndim == 1:
+        array = array[:, None]  # one number a row: a row column
     if site.layers is None and array.ndim == 2:
         array = array[None]
     fits = (

@@ -115,7 +115,7 @@ def copy_store(
     root = _folder(target)
     store = open_store(_folder(source))
     _check_apart(store.path, root)
-    names = list(store.captures) if captures is None else list(captures)
+    names = list(store.every_capture) if captures is None else list(captures)
     definitions = {name: _in_profile(store, name, wanted) for name in names}
     records = [record for record in in_order(store.log) if record.capture in definitions]
     origin = None

@@ -22,6 +22,7 @@ from .creation import (
 from .definition import CaptureDefinition, plan_digest
 from .definition_rules import check_limits
 from .errors import ConfigMismatchError, SampleError, StoreSpaceError
+from .extents import refuse_lost_records
 from .files import disk_errors, exclusive_lock
 from .guard import BrokenRule, parse_json
 from .layout import COMMITS, Output, SampleRows, Site, check_name
@@ -112,6 +113,8 @@ def create_store(  # noqa: PLR0913 - everything after the sites is optional and 
         If the capture is there with another configuration; names the field.
     SealedStoreError
         If the store is sealed.
+    DamagedStoreError
+        If records are not the ones that were written, or one is known to be lost.
     LockedStoreError
         If another process writes to the store, or has this rank.
     StoreSpaceError
@@ -199,6 +202,7 @@ def _open_capture(
     root_attributes(root)
     log = RecordLog(root, rank.writer)
     known = load_definitions(root, log)
+    refuse_lost_records(root, known.values(), log.records)
     sweep(root, log, known)
     if asked.name in known:
         stored = known[asked.name]

@@ -6,13 +6,17 @@ commit records, and may lag behind them after a crash.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from .creation import make_array
 from .definition import CaptureDefinition
+from .errors import DamagedStoreError
 from .files import write_durable
+from .guard import BrokenRule, items, parse_json, whole
+from .inside import read_inside
 from .layout import STAGING, ArraySpec
+from .record import Record
 
 
 def make_columns(
@@ -59,6 +63,47 @@ def publish_shapes(
         target = root / spec.path / "zarr.json"
         if target.read_bytes() != content:
             write_durable(target, content, staging=root / STAGING)
+
+
+def refuse_lost_records(
+    root: Path, captures: Iterable[CaptureDefinition], records: Sequence[Record]
+) -> None:
+    """Refuse to write where a plain reader is told of samples that no record has.
+
+    Lengths without a plan follow the records, so these records are lost. Their files may be the
+    only copy of what was committed, and a writer removes what no record names.
+
+    Raises
+    ------
+    DamagedStoreError
+        Naming the capture; a repair keeps the files.
+    """
+    for definition in captures:
+        if definition.plan is not None:
+            continue
+        own = [r for r in records if r.kind == "segment" and r.capture == definition.name]
+        newest = max(own, key=lambda record: record.segment or 0, default=None)
+        segments = {record.segment for record in own if record.segment is not None}
+        last = {} if newest is None else dict(newest.attrs.get("used", {}))
+        spec = definition.column_spec("id", "string")
+        size = _size(definition, spec, segments, last)
+        told = _published(root, spec)
+        if told > size:
+            msg = (
+                f"the arrays of capture {definition.name!r} of {root} hold {told} samples, its "
+                f"commit records {size}: a record was lost. lorascope repair keeps the files that "
+                "it named in __quarantine__/; then the same command goes on."
+            )
+            raise DamagedStoreError(msg)
+
+
+def _published(root: Path, spec: ArraySpec) -> int:
+    """Return the length that a plain reader sees; 0 where the metadata are not there or damaged."""
+    try:
+        shape = parse_json(read_inside(root, f"{spec.path}/zarr.json"))["shape"]
+        return whole(items(shape, "shape")[0], "a length")
+    except (DamagedStoreError, BrokenRule, KeyError, IndexError, TypeError):
+        return 0  # the writer writes them again
 
 
 def _size(

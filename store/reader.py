@@ -6,15 +6,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .batches import BUFFER_BYTES, RowBatches
 from .capture import Capture
 from .consistency import load_definitions
 from .dataset import site_dataset
 from .digest import content_digest
-from .errors import InvalidStoreError, MissingCaptureError
+from .errors import InvalidStoreError, MissingCaptureError, MissingSiteError
 from .manifest import Manifest, read_manifest
 from .records import RecordLog
 from .root import COPY_OF, root_attributes
+from .row_columns import RowColumn, match_rows, row_column_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,14 +41,20 @@ class Store:
         self.origin: dict[str, Any] | None = attributes.get(COPY_OF)
         """What a copy in another profile, or of some captures, was made of."""
         self.log = RecordLog(root)
-        self._captures = {
-            name: Capture(root, definition, self.log)
-            for name, definition in load_definitions(root, self.log).items()
+        definitions = load_definitions(root, self.log)
+        self.every_capture = {
+            name: Capture(root, definition, self.log) for name, definition in definitions.items()
         }
+        """All captures by name, those that hold row columns included."""
+        columns = [row_column_of(definition) for definition in definitions.values()]
+        self.row_columns: dict[str, RowColumn] = {c.name: c for c in columns if c is not None}
+        """Row columns that were added to the store (`add_row_column`), by name."""
+        held = {column.capture for column in self.row_columns.values()}
+        self._captures = {n: c for n, c in self.every_capture.items() if n not in held}
 
     @property
     def captures(self) -> list[str]:
-        """Names of the captures, in the order in which they were made."""
+        """Names of the captures, in the order in which they were made; row columns aside."""
         return list(self._captures)
 
     @property
@@ -60,20 +69,62 @@ class Store:
         return table.reindex(columns=["capture", *(c for c in table.columns if c != "capture")])
 
     def capture(self, name: str) -> Capture:
-        """Return a capture by name.
+        """Return a capture by name; `rows.<name>` is the capture of a row column.
 
         Raises
         ------
         MissingCaptureError
             If there is none; says which there are.
         """
-        if name not in self._captures:
+        if name not in self.every_capture:
             msg = (
                 f"{self.path} holds no capture {name!r}. "
-                f"Present: {', '.join(self._captures) or 'none'}."
+                f"Present: {', '.join(self.every_capture) or 'none'}."
             )
             raise MissingCaptureError(msg)
-        return self._captures[name]
+        return self.every_capture[name]
+
+    def read_row_column(
+        self, name: str, *, capture: str, samples: slice = slice(None)
+    ) -> np.ndarray:
+        """Return a row column for the rows of consecutive samples of a capture.
+
+        Parameters
+        ----------
+        name
+            Name of a row column.
+        capture
+            Name of the capture whose rows are meant: row for row those of its `read_rows`.
+        samples
+            A slice of sample numbers with step 1.
+
+        Returns
+        -------
+        numpy.ndarray
+            `[row]`, float32 or float64: class numbers (`row_columns[name].names` has what they
+            are called) or numbers; -1 or NaN for a row without a class, NaN without a number.
+
+        Raises
+        ------
+        MissingSiteError
+            If there is no such row column, or the capture has no rows of its stream.
+        """
+        if name not in self.row_columns:
+            known = ", ".join(self.row_columns) or "none"
+            msg = f"{self.path} holds no row column {name!r}. Present: {known}."
+            raise MissingSiteError(msg)
+        column = self.row_columns[name]
+        held, rows = self.capture(column.capture), self.capture(capture)
+        number = {id: n for n, id in enumerate(held.samples["id"])}
+        ids = rows.samples["id"].iloc[samples]
+        own_n = np.array([number.get(id, -1) for id in ids], dtype=np.int64)
+        sample_n = np.repeat(own_n, rows.row_counts(column.stream)[samples])
+        every_n = np.repeat(np.arange(len(held)), held.row_counts(column.stream))
+        return match_rows(
+            (sample_n, rows.read_positions(column.stream, samples)),
+            (every_n, held.read_positions(column.stream)),
+            held.read_rows(name, None)[:, 0],
+        )
 
     def dataset(self, *, capture: str, site: str, pool: str | None = None) -> xr.Dataset:
         """Return a lazy dataset of one site, with one dask chunk per shard.
@@ -174,7 +225,7 @@ class Store:
 
     def content_digest(self) -> str:
         """Return the digest of the values: the same run gives the same one (see `FORMAT.md`)."""
-        return content_digest(self._captures)
+        return content_digest(self.every_capture)
 
 
 def open_store(path: str | Path) -> Store:

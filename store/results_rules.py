@@ -25,7 +25,8 @@ from .guard import (
 from .inside import check_tree, opened, read_inside
 from .layout import NAME_PATTERN
 from .node_rules import ArrayRules, check_array, check_group
-from .shards import CRC_BYTES, decode_strings
+from .shards import CRC_BYTES
+from .strings import decode_strings
 
 MAX_UNWRITTEN_BYTES = 64 * 2**20
 """Of all chunks that are not there (they read as the fill value), over all arrays."""

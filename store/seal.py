@@ -124,12 +124,12 @@ def _refuse_incomplete(store: Store, *, incomplete: bool) -> None:
 
 
 def _incomplete(store: Store) -> tuple[str, ...]:
-    return tuple(name for name in store.captures if not store.capture(name).complete)
+    return tuple(name for name, held in store.every_capture.items() if not held.complete)
 
 
 def _seal(store: Store) -> None:
     root, staging = store.path, store.path / STAGING
-    captures = {name: store.capture(name) for name in store.captures}
+    captures = store.every_capture
     _sweep(store)
     for expected in expected_metadata(captures, sealed=True):
         if read_file(root / expected.path) != expected.content:
@@ -163,7 +163,7 @@ def _manifest(store: Store, sealed: bytes) -> Manifest:
 def _sweep(store: Store) -> None:
     """Remove what no record names below `captures/` and `__commits__/`, and what was staged."""
     root = store.path
-    captures = {name: store.capture(name) for name in store.captures}
+    captures = store.every_capture
     named = {entry.path for record in store.log.records for entry in record.files}
     named |= {f"{COMMITS}/{name}" for name in store.log.names}
     named |= metadata_paths(captures)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from .definition import CaptureDefinition
 from .encoded import EncodedShardWriter
 from .layout import ArraySpec, Site, fill_bytes, numpy_dtype
 from .record import SampleEntry
-from .shards import ShardWriter, encode_strings
+from .shards import ShardWriter
+from .strings import encode_strings
 
 type AnyShardWriter = ShardWriter | EncodedShardWriter
 
@@ -71,6 +72,23 @@ class OpenSegment:
             for stream, (start, count) in rows.items():
                 cursor[stream] = start + count
         return entries
+
+
+def cut_arrays(
+    definition: CaptureDefinition,
+    samples: Sequence[NewSample],
+    arrays: Mapping[str, np.ndarray],
+    start: int,
+    stop: int,
+) -> dict[str, np.ndarray]:
+    """Return the part of samples `start` to `stop` of the arrays of a batch, by name of site."""
+    cut: dict[str | None, tuple[int, int]] = {None: (start, stop)}
+    for stream in definition.streams:
+        ends = np.cumsum([0, *(sample.n_rows.get(stream, 0) for sample in samples)])
+        cut[stream] = (int(ends[start]), int(ends[stop]))
+    sites = definition.sites
+    spans = {site.name: cut[site.stream if site.kind == "row" else None] for site in sites}
+    return {name: array[:, slice(*spans[name])] for name, array in arrays.items()}
 
 
 def open_shard(

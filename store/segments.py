@@ -16,7 +16,8 @@ from .layout import ArraySpec, Site, fill_bytes, numpy_dtype
 from .profiles import ChunkCodec
 from .record import Record
 from .records import RecordLog
-from .shards import FileEntry, decode_strings, read_shard_bytes
+from .shards import FileEntry, read_shard_bytes
+from .strings import decode_strings
 
 
 @dataclass(frozen=True, slots=True)

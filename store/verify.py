@@ -108,8 +108,7 @@ def verify_store(
         report.damages.append(Damage("foreign", fault, f"{fault}: {reason}"))
     tree = scan_committed(store.path)
     digests = _check_files(store, tree, report, progress)
-    for name in store.captures:
-        report.samples += len(store.capture(name))
+    report.samples += sum(map(len, store.every_capture.values()))
     damages, report.unsettled = _look_at_metadata(store, tree)
     report.damages += damages
     if store.state == "sealed":
@@ -150,7 +149,7 @@ def _check_files(
     store: Store, tree: Tree, report: VerifyReport, progress: Callable[[int, int], None] | None
 ) -> dict[str, str]:
     """Check every committed file; return the SHA-256 of those that were read for it."""
-    definitions = {name: store.capture(name).definition for name in store.captures}
+    definitions = {name: capture.definition for name, capture in store.every_capture.items()}
     checker = FileChecker(store.path, tree, definitions)
     entries = [(record, entry) for record in store.log.records for entry in record.files]
     total = sum(entry.size for _, entry in entries)
@@ -181,7 +180,7 @@ def _look_at_metadata(store: Store, tree: Tree) -> tuple[list[Damage], list[str]
 
 
 def _check_metadata(store: Store, tree: Tree) -> tuple[list[Damage], list[str]]:
-    captures = {name: store.capture(name) for name in store.captures}
+    captures = store.every_capture
     damages: list[Damage] = []
     unsettled: list[str] = []
     sealed = store.state == "sealed"
@@ -267,7 +266,7 @@ def _exists(store: Store, path: str) -> bool:
 
 
 def _named(store: Store) -> set[str]:
-    captures = {name: store.capture(name) for name in store.captures}
+    captures = store.every_capture
     named = {entry.path for record in store.log.records for entry in record.files}
     named |= {f"{COMMITS}/{name}" for name in store.log.names}
     return named | metadata_paths(captures)

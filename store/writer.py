@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,10 +13,9 @@ import numpy as np
 
 from .checks import (
     ColumnValue,
-    check_columns,
-    check_outputs,
-    check_positions,
+    check_new_ids,
     check_row_counts,
+    check_sample,
     check_values,
     count_rows,
 )
@@ -28,9 +27,10 @@ from .files import disk_errors
 from .layout import SampleRows
 from .parameters import Parameters, ParameterWriter
 from .pipeline import Pipeline
+from .plan_order import PlanOrder
 from .ranks import Rank
 from .records import RecordLog
-from .segment import NewSample, OpenSegment
+from .segment import NewSample, OpenSegment, cut_arrays
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +62,13 @@ class Writer:
         self, root: Path, definition: CaptureDefinition, log: RecordLog, run: WriterRun
     ) -> None:
         self._definition = definition
-        self._plan = run.plan
         self._rank = run.rank
         self._stack = run.stack
         gather_bytes = min(GATHER_BYTES, run.buffer_bytes // 4)
         self._pipeline = Pipeline(run.threads, run.buffer_bytes - gather_bytes)
         self._committer = Committer(root, definition, log, self._pipeline, gather_bytes)
+        self._plan = PlanOrder(run.plan, run.rank, self._committer.segments)
         self._sites = {site.name: site for site in definition.sites}
-        self._outputs = {output.name: output for output in definition.outputs}
         self._open: OpenSegment | None = None
         self._seen = set(self._committer.committed)
         self._next_segment = self._committer.next_segment
@@ -86,12 +85,7 @@ class Writer:
 
         Empty without a plan.
         """
-        done = self._committer.segments
-        return [
-            PlannedSegment(index, tuple(s.id for s in samples), index in done)
-            for index, samples in enumerate(self._plan)
-            if self._rank.owns(index)
-        ]
+        return self._plan.planned_segments()
 
     @property
     def parameters(self) -> Parameters:
@@ -211,10 +205,12 @@ class Writer:
     ) -> None:
         """Check everything, then take all samples: an error leaves the writer as it was."""
         check_row_counts(subject, self._definition, samples, arrays)
-        self._check_new(samples)
-        checked = [self._checked(sample) for sample in samples]
+        check_new_ids(self._definition, samples, self._seen)
+        checked = [check_sample(self._definition, sample) for sample in samples]
         if self._plan:
-            self._check_planned(checked)
+            opened = self._open
+            at = opened.index if opened else self._plan.next(self._next_segment)
+            self._plan.check(checked, at, done=len(opened.samples) if opened else 0)
         self._committer.settle_columns(checked)
         start = 0
         for number, sample in enumerate(checked):
@@ -224,7 +220,7 @@ class Writer:
                 start = number
             if self._open is None:
                 index = self._next_segment
-                self._open = OpenSegment(self._next_planned(index) if self._plan else index)
+                self._open = OpenSegment(self._plan.next(index) if self._plan else index)
             self._open.add(sample)
             self._seen.add(sample.id)
         self._send(checked, arrays, start, len(checked))
@@ -234,7 +230,7 @@ class Writer:
     def _has_room(self, segment: OpenSegment, sample: NewSample | None = None) -> bool:
         """Whether a segment can take one more sample."""
         if self._plan:
-            return len(segment.samples) < len(self._plan[segment.index])
+            return len(segment.samples) < self._plan.size(segment.index)
         shape, rows = self._definition.shape, sample.n_rows if sample else {}
         return len(segment.samples) < shape.samples and all(
             segment.used.get(stream, 0) + count <= shape.rows for stream, count in rows.items()
@@ -251,62 +247,8 @@ class Writer:
         if self._open is None or start == stop:
             return
         if (start, stop) != (0, len(samples)):
-            cut: dict[str | None, tuple[int, int]] = {None: (start, stop)}
-            for stream in self._definition.streams:
-                ends = np.cumsum([0, *(sample.n_rows.get(stream, 0) for sample in samples)])
-                cut[stream] = (int(ends[start]), int(ends[stop]))
-            spans = {n: cut[s.stream if s.kind == "row" else None] for n, s in self._sites.items()}
-            arrays = {name: array[:, slice(*spans[name])] for name, array in arrays.items()}
+            arrays = cut_arrays(self._definition, samples, arrays, start, stop)
         self._committer.send(self._open, arrays)
-
-    def _check_new(self, samples: Sequence[NewSample]) -> None:
-        seen: set[str] = set()
-        for sample in samples:
-            if sample.id in self._seen or sample.id in seen:
-                msg = (
-                    f"sample {sample.id!r} is in capture {self._definition.name!r} already: ids "
-                    "are unique; skip those in writer.committed"
-                )
-                raise SampleError(msg)
-            seen.add(sample.id)
-
-    def _checked(self, sample: NewSample) -> NewSample:
-        check_columns(self._definition, sample.columns, sample.groups)
-        return replace(
-            sample,
-            exposed=bool(sample.exposed),
-            outputs=check_outputs(sample.id, self._outputs, sample.outputs),
-            positions=check_positions(sample.id, sample.n_rows, sample.positions),
-        )
-
-    def _check_planned(self, samples: Sequence[NewSample]) -> None:
-        """Compare samples with the next ones of the plan, over as many segments as they span."""
-        at = self._open.index if self._open else self._next_planned(self._next_segment)
-        done = len(self._open.samples) if self._open else 0
-        for sample in samples:
-            if at < len(self._plan) and done == len(self._plan[at]):
-                at, done = self._next_planned(at + 1), 0
-            expected = self._plan[at][done] if at < len(self._plan) else None
-            if (
-                expected is None
-                or expected.id != sample.id
-                or dict(expected.rows) != dict(sample.n_rows)
-            ):
-                wanted = (
-                    f"{expected.id!r} with rows {dict(expected.rows)}" if expected else "nothing"
-                )
-                msg = (
-                    f"segment {at} of the plan expects {wanted} now, "
-                    f"got {sample.id!r} with rows {dict(sample.n_rows)}"
-                )
-                raise SampleError(msg)
-            done += 1
-
-    def _next_planned(self, segment: int) -> int:
-        """Return the first segment from `segment` on that is this rank's and not durable."""
-        while segment in self._committer.segments or not self._rank.owns(segment):
-            segment += 1
-        return segment
 
     def _close_segment(self) -> None:
         segment, self._open = self._open, None
@@ -338,7 +280,7 @@ class Writer:
             self._drop()
             msg = (
                 f"the block was left in the middle of planned segment {segment.index}: "
-                f"{len(segment.samples)} of its {len(self._plan[segment.index])} samples came. "
+                f"{len(segment.samples)} of its {self._plan.size(segment.index)} samples came. "
                 "They were dropped; the segments before it are committed."
             )
             raise SampleError(msg)

@@ -14,7 +14,7 @@ from ..errors import MissingSitesError
 from ..fold import ArrayKey
 from ..plan import Outcome, Plan, Table, unexposed_samples
 from ..selection import Selection
-from ..source import View
+from ..source import Source, View
 from ..statistics.divergence import (
     chance_overlap,
     js_divergence,
@@ -47,15 +47,27 @@ class Lens:
 
     def plan(self, selection: Selection) -> Plan:
         """Return the pooled arrays behind the lens."""
-        keys = tuple(
-            key
-            for view in selection.captures
-            for key in selection.pooled_keys(view, POOL)
-            if key.site in {"resid_post", "embed"} and not _lacks_head(view, selection)
-        )
-        if not any(key.site == "resid_post" for key in keys):
-            raise MissingSitesError(_explain(selection))
+        keys = choose_lens_arrays(selection, self.name)
         return Plan(partial(_conclude, keys), (), keys)
+
+
+def choose_lens_arrays(selection: Selection, name: str) -> tuple[ArrayKey, ...]:
+    """Return the pooled, normed arrays that the head can read.
+
+    Raises
+    ------
+    MissingSitesError
+        No capture has `resid_post` of them, the logits and a head; `name` is who needs them.
+    """
+    keys = tuple(
+        key
+        for view in selection.captures
+        for key in selection.pooled_keys(view, POOL)
+        if key.site in {"resid_post", "embed"} and not _lacks_head(view, selection)
+    )
+    if not any(key.site == "resid_post" for key in keys):
+        raise MissingSitesError(_explain(selection, name))
+    return keys
 
 
 def _lacks_head(view: View, selection: Selection) -> str:
@@ -66,12 +78,12 @@ def _lacks_head(view: View, selection: Selection) -> str:
     return "" if "logits" in view.outputs else "no logits among the outputs"
 
 
-def _explain(selection: Selection) -> str:
+def _explain(selection: Selection, name: str) -> str:
     pools = sorted({name for view in selection.captures for name in view.pooled})
     heads = {v.name: _lacks_head(v, selection) for v in selection.captures}
     lacking = "; ".join(f"capture {name!r}: {why}" for name, why in heads.items() if why)
     return (
-        f"lens needs resid_post.{POOL}, the logits and the head parameters of the same capture. "
+        f"{name} needs resid_post.{POOL}, the logits and the head parameters of the same capture. "
         f"Present: {', '.join(pools) or 'no pooled sites'}{'; ' + lacking if lacking else ''}. "
         f"Record them: `record.sites: [resid_post]`, `record.pool: [{POOL}]`, with a head."
     )
@@ -102,15 +114,10 @@ def _conclude(keys: Sequence[ArrayKey], outcome: Outcome) -> dict[str, Table]:
     rows: list[dict[str, object]] = []
     for view in outcome.selection.captures:
         mine = [key for key in keys if key.capture == view.name]
-        lacking = _lacks_head(view, outcome.selection) or (
-            "" if mine else f"resid_post.{POOL} was not recorded"
-        )
         samples = unexposed_samples(view, through="head")
-        if not lacking and samples.size == 0:
-            lacking = "every sample was in the training part of this capture"
+        lacking = why_dark(view, mine, samples, outcome.selection)
         if lacking:
-            empty = {"capture": view.name, "site": "resid_post", "layer": -1, "n": 0}
-            rows.append({**empty, "exposed": "none", "reason": lacking})
+            rows.append(explain_capture(view, lacking))
         else:
             rows += _look(view, mine, samples, outcome)
     attrs = {
@@ -122,18 +129,53 @@ def _conclude(keys: Sequence[ArrayKey], outcome: Outcome) -> dict[str, Table]:
     return {"lens": Table(pd.DataFrame(rows), attrs)}
 
 
+def why_dark(
+    view: View, keys: Sequence[ArrayKey], samples: NDArray[np.int64], selection: Selection
+) -> str:
+    """Return why the head reads nothing of a capture; empty where it does."""
+    lacking = _lacks_head(view, selection)
+    if not lacking and not keys:
+        lacking = f"resid_post.{POOL} was not recorded"
+    if not lacking and samples.size == 0:
+        lacking = "every sample was in the training part of this capture"
+    return lacking
+
+
+def explain_capture(view: View, reason: str) -> dict[str, object]:
+    """Return the one row of a capture without values."""
+    empty = {"capture": view.name, "site": "resid_post", "layer": -1, "n": 0}
+    return {**empty, "exposed": "none", "reason": reason}
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What the model and the labels say of the samples of one capture."""
+
+    log_final_nk: NDArray[np.float64]
+    """Log-probabilities of the stored logits, [samples, classes]."""
+    speaker_n: NDArray[np.int64]
+    """Number of the speaker of each sample."""
+    true_n: NDArray[np.int64]
+    """Class of each sample, -1 where its label is none of the head's."""
+
+
+def read_answers(view: View, samples: NDArray[np.int64], source: Source) -> Answers:
+    """Return what the layers of a capture are compared with."""
+    final_nk = to_log_probabilities(source.read_output(view.name, "logits", samples))
+    speaker_n = np.unique(view.group_n[samples].astype(str), return_inverse=True)[1]
+    labels = list(view.attrs.get("labels", ()))
+    true = [labels.index(t) if t in labels else -1 for t in view.label_n[samples]]
+    return Answers(final_nk, speaker_n, np.asarray(true, dtype=np.int64))
+
+
 def _look(
     view: View, keys: Sequence[ArrayKey], samples: NDArray[np.int64], outcome: Outcome
 ) -> list[dict[str, object]]:
     """Return one row for each layer of a capture."""
     source, seed = outcome.selection.source, outcome.selection.seed
     parameters = dict(source.capture(view.name).parameters)
-    final_nk = to_log_probabilities(source.read_output(view.name, "logits", samples))
-    speaker_n = np.unique(view.group_n[samples].astype(str), return_inverse=True)[1]
-    labels = list(view.attrs.get("labels", ()))
-    true_n = np.asarray(
-        [labels.index(t) if t in labels else -1 for t in view.label_n[samples]], dtype=np.int64
-    )
+    answers = read_answers(view, samples, source)
+    final_nk, speaker_n = answers.log_final_nk, answers.speaker_n
     rows = []
     for key in keys:
         row: dict[str, object] = {"capture": view.name, "site": key.site, "layer": key.layer}
@@ -143,7 +185,7 @@ def _look(
             rows.append({**row, "reason": "NaN or infinite features or logits"})
             continue
         row |= _compare(final_nk, layer_nk, speaker_n, seed)
-        row |= _recall(layer_nk.argmax(axis=1), true_n, speaker_n, seed)
+        row |= _recall(layer_nk.argmax(axis=1), answers.true_n, speaker_n, seed)
         rows.append(row)
     return rows
 

@@ -17,7 +17,8 @@ from ..errors import AnalysisInputError, MissingSitesError
 from ..fold import ArrayKey
 from ..plan import Outcome, Plan, Table, describe_exposure, mask_of
 from ..selection import Selection
-from ..spectra.svd import ScatterFold, Spectra, make_scatter_fold
+from ..spectra.planned import plan_scatters
+from ..spectra.scatter_fold import ScatterFold, Spectra
 from .projection import Projection, direction_of, module_of
 
 
@@ -44,12 +45,8 @@ class Alignment:
         if self.draws < 1:
             msg = f"alignment needs at least 1 draw, not {self.draws}."
             raise AnalysisInputError(msg)
-        folds = {
-            key: make_scatter_fold(selection, view, key)
-            for view in selection.captures
-            for key in selection.row_keys(view)
-            if direction_of(key.site)
-        }
+        scatters = plan_scatters(selection)
+        folds = {key: scatters.fold(key) for key in scatters.frames if direction_of(key.site)}
         if not folds:
             msg = (
                 "alignment needs rows of lora_a, or gradients of lora_b; the store holds none of "

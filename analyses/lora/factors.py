@@ -7,9 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-_ROUNDING = 1e-6
-"""Singular values below this part of the largest are rounding of float32 weights."""
-
 
 @dataclass(frozen=True, slots=True)
 class Product:
@@ -80,20 +77,3 @@ def count_intruders(
     """
     cosines = np.abs(after[:, :first].T @ before)
     return int((cosines.max(axis=1) < similar).sum())
-
-
-def leading_directions(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return an orthonormal basis of the column space, the largest first, [outputs, its rank]."""
-    vectors, sizes, _ = np.linalg.svd(matrix, full_matrices=False)
-    return vectors[:, sizes > _ROUNDING * sizes[:1]]
-
-
-def overlap(left: NDArray[np.float64], right: NDArray[np.float64], count: int) -> float:
-    """Return how much of the span of `count` directions is shared, 0 (nothing) to 1 (all).
-
-    Notes
-    -----
-    ‖U'V‖²/count with U and V the first directions of both, [features, count]: the measure φ of
-    Hu et al., LoRA, arXiv 2106.09685, section 7.2. Random spans of d features share count/d.
-    """
-    return float(np.square(left[:, :count].T @ right[:, :count]).sum() / count)

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from ..errors import MissingSitesError
 from ..memory import format_bytes
-from ..plan import Outcome, Plan, Table
+from ..plan import Outcome, Plan, Table, comparable
 from ..selection import Selection
-from ..source import View
 from ..spectra.spectrum import describe_spectrum
+from ..statistics.subspaces import leading_directions, overlap, random_overlap
 from .adapters import Adapter, Place, find_places
-from .factors import count_intruders, leading_directions, left_vectors, overlap
+from .factors import count_intruders, left_vectors
 
 MATRICES = ("A", "B", "BA")
 FIRST, SIMILAR = 10, 0.5
@@ -199,14 +199,8 @@ def _subspace_rows(adapters: Mapping[str, Adapter]) -> Iterator[dict[str, object
         spans = [leading_directions(one.a.T if matrix == "A" else one.b) for one in usable]
         for i, left in enumerate(usable):
             for j in range(i + 1, len(usable)):
-                if _comparable(left.view, usable[j].view):
+                if comparable(left.view, usable[j].view):
                     yield from _compare(left, usable[j], matrix, (spans[i], spans[j]))
-
-
-def _comparable(left: View, right: View) -> bool:
-    """Return whether two captures are compared: moments of a training with its end alone."""
-    ends = [view.attrs.get("of", view.name) == view.name for view in (left, right)]
-    return all(ends) or (any(ends) and left.attrs.get("of") == right.attrs.get("of"))
 
 
 def _compare(
@@ -236,7 +230,7 @@ def _compare(
         yield {
             **row,
             "directions": count,
-            "overlap": overlap(*spans, count),
-            "overlap_random": count / features,
+            "overlap": overlap(*(span[:, :count] for span in spans)),
+            "overlap_random": random_overlap(features, count, count),
             "reason": "",
         }

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from ..behaviour.contribution import compare_rows
+from ..behaviour.shares import compare_rows
 from ..fold import ArrayKey, Block, Piece
 from ..masks import Frames, frames_of
 from ..plan import Outcome, describe_exposure

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from ..fold import ArrayKey, Block
-from ..masks import Frames, frames_of
+from ..fold import ArrayKey
+from ..masks import Frames
 from ..plan import Outcome, describe_exposure
 from ..selection import Selection, matches
 from ..source import View
-from ..spectra.scatter import Scatter, add_rows
+from ..spectra.planned import ScatterPlan, plan_scatters
+from ..spectra.scatter_fold import ScatterFold, Spectra
 from ..spectra.spectrum import describe_spectrum
-from ..spectra.svd import ScatterFold, Spectra, make_scatter_fold
 from .captures import baseline_of, is_trained_adapter
 from .frames import note_padding
 from .quantity import NAN, Part, Place, Quantity, Value
@@ -25,64 +25,22 @@ _COLUMNS = {"sv90": "sv90", "top10_energy": "top10_energy"}
 
 
 @dataclass(frozen=True, slots=True)
-class AudioScatterFold:
-    """The scatter of the rows that hold audio, of an array with padding."""
-
-    inner: ScatterFold
-    frames: Frames = field(compare=False)
-
-    @property
-    def needs(self) -> tuple[ArrayKey, ...]:
-        """The one array."""
-        return self.inner.needs
-
-    @property
-    def scratch_bytes(self) -> int:
-        """Return that of the scatter of all rows."""
-        return self.inner.scratch_bytes
-
-    def state_bytes(self, workers: int) -> int:
-        """Return that of the scatter of all rows."""
-        return self.inner.state_bytes(workers)
-
-    def empty(self) -> Scatter:
-        """Return the scatter of no rows."""
-        return Scatter.empty(self.inner.width)
-
-    def add(self, state: Scatter, block: Block) -> Scatter:
-        """Return the scatter with the rows with audio; they come first in each sample."""
-        piece = block[self.inner.key]
-        marked = self.frames.mark(piece)
-        for start, stop in zip(piece.offsets[:-1], piece.offsets[1:], strict=True):
-            add_rows(state, piece.values[start : start + int(marked[start:stop].sum())])
-        return state
-
-    def merge(self, left: Scatter, right: Scatter) -> Scatter:
-        """Return the scatter of both."""
-        return self.inner.merge(left, right)
-
-    def finish(self, state: Scatter) -> Spectra:
-        """Return the singular values."""
-        return self.inner.finish(state)
-
-
-@dataclass(frozen=True, slots=True)
 class _Array:
     """One array and the folds of its rows."""
 
     frames: Frames
     every: ScatterFold | None
     """All rows; None where padding was not recorded."""
-    audio: ScatterFold | AudioScatterFold | None
+    audio: ScatterFold | None
     """Rows with audio; None where they are not known."""
 
 
 def plan_spectra(selection: Selection) -> Part:
     """Return the folds of every LoRA output and gradient."""
+    scatters = plan_scatters(selection)
     arrays = {
-        key: _plan_array(selection, view, key)
-        for view in selection.captures
-        for key in selection.row_keys(view)
+        key: _plan_array(scatters, key)
+        for key in scatters.frames
         if any(matches(key.site, site) for site in SITES)
     }
     if not arrays:
@@ -92,15 +50,13 @@ def plan_spectra(selection: Selection) -> Part:
     return Part(tuple(dict.fromkeys(folds)), quantities=partial(_quantities, arrays), notes=notes)
 
 
-def _plan_array(selection: Selection, view: View, key: ArrayKey) -> _Array:
-    frames = frames_of(selection, view, key.site)
-    fold = make_scatter_fold(selection, view, key)
+def _plan_array(scatters: ScatterPlan, key: ArrayKey) -> _Array:
+    frames, fold = scatters.frames[key], scatters.fold(key)
     if not frames.has_padding:
         return _Array(frames, None, fold)
     if frames.valid_n is None:
         return _Array(frames, fold, None)
-    bare = ScatterFold(fold.key, fold.width, fold.rank, fold.itemsize)
-    return _Array(frames, fold, AudioScatterFold(bare, frames))
+    return _Array(frames, fold, scatters.fold(key, "valid"))
 
 
 def _faults(key: ArrayKey) -> tuple[str, ...]:

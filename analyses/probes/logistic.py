@@ -15,9 +15,8 @@ from scipy import linalg
 from scipy.special import log_softmax
 
 from ..errors import AnalysisError
+from ..statistics.descent import MEMORY, dot, minimise
 
-_MEMORY = 8
-"""Pairs of steps and gradient changes that L-BFGS keeps."""
 _MAX_ITERATIONS = 5000
 _TOLERANCE = 1e-7
 """Largest entry of the preconditioned gradient at the end: probabilities right to about 1e-6."""
@@ -92,7 +91,7 @@ def count_bytes(n: int, width: int, columns: int) -> int:
         Label sets times classes.
     """
     rank = min(n, width)
-    steps = 2 * _MEMORY + 6  # the pairs that are kept, the point, its gradient and a trial step
+    steps = 2 * MEMORY + 6  # the pairs that are kept, the point, its gradient and a trial step
     return 8 * (2 * rank * (n + rank) + columns * (6 * n + steps * (rank + 1)))
 
 
@@ -118,7 +117,7 @@ class _Objective:
         total_ns1 = p_nsk.sum(axis=2, keepdims=True)
         p_nsk /= total_ns1
         entropy_s = np.log(total_ns1).sum(axis=(0, 2)) - _sum_sets(shifted, self._target_nsk)
-        penalty_s = 0.5 * _dot(u, u) - 0.25 * _sum_sets(logits_nsk, logits_nsk)
+        penalty_s = 0.5 * dot(u, u) - 0.25 * _sum_sets(logits_nsk, logits_nsk)
         p_nsk -= self._target_nsk
         p_nsk -= 0.5 * logits_nsk
         gradient_dsk = (self._z_nd.T @ p_nsk.reshape(p_nsk.shape[0], -1)).reshape(u_dsk.shape)
@@ -129,71 +128,21 @@ def _sum_sets(a_nsk: NDArray, b_nsk: NDArray) -> NDArray[np.float64]:
     return (a_nsk * b_nsk).sum(axis=0).sum(axis=1)
 
 
-def _dot(a: NDArray, b: NDArray) -> NDArray[np.float64]:
-    return np.einsum("sp,sp->s", a, b)
-
-
 def _minimise(z_nd: NDArray, class_ns: NDArray[np.int64]) -> tuple[NDArray[np.float64], int]:
-    """Run L-BFGS on all label sets in step; those that have converged drop out."""
+    """Return the optimum of every label set, [features, label sets, classes], and iterations."""
     objective = _Objective(z_nd, class_ns)
-    shape = (class_ns.shape[1], z_nd.shape[1], objective.n_classes)
-    found = np.zeros((shape[0], shape[1] * shape[2]))
-    sets, u = np.arange(shape[0]), found.copy()
-    loss, gradient = objective.evaluate(u)
-    history: list[tuple[NDArray, NDArray, NDArray]] = []
-    for iteration in range(_MAX_ITERATIONS):
-        moving = np.abs(gradient).max(axis=1) > _TOLERANCE
-        if not moving.all():
-            found[sets[~moving]] = u[~moving]
-            sets, u, loss, gradient = sets[moving], u[moving], loss[moving], gradient[moving]
-            history = [(a[moving], b[moving], c[moving]) for a, b, c in history]
-            objective.restrict(moving)
-        if not sets.size:
-            return np.ascontiguousarray(found.reshape(shape).transpose(1, 0, 2)), iteration
-        direction = _direction(gradient, history)
-        step, new_loss, new_gradient = _search(objective, u, loss, gradient, direction)
-        gradient_change = new_gradient - gradient
-        curvature = _dot(step, gradient_change)
-        history.append((step, gradient_change, np.where(curvature > 0, curvature, np.inf)))
-        del history[:-_MEMORY]
-        u, loss, gradient = u + step, new_loss, new_gradient
-    msg = (
-        f"the logistic probe did not converge in {_MAX_ITERATIONS} iterations: "
-        "its penalty is too small for classes that can be separated. Use a smaller C."
+    n_sets, width = class_ns.shape[1], z_nd.shape[1]
+    found = minimise(
+        objective,
+        (n_sets, width * objective.n_classes),
+        tolerance=_TOLERANCE,
+        max_iterations=_MAX_ITERATIONS,
     )
-    raise AnalysisError(msg)
-
-
-def _direction(gradient: NDArray, history: list[tuple[NDArray, NDArray, NDArray]]) -> NDArray:
-    """Return the L-BFGS direction by the two-loop recursion; sets without curvature skip a pair."""
-    q = gradient.copy()
-    alphas = []
-    for step, gradient_change, curvature in reversed(history):
-        alpha = _dot(step, q) / curvature
-        q -= alpha[:, None] * gradient_change
-        alphas.append(alpha)
-    if history:  # the curvature along the last step scales the rest
-        _, gradient_change, curvature = history[-1]
-        square = _dot(gradient_change, gradient_change)
-        moved = np.isfinite(curvature) & (square > 0)
-        q *= np.where(moved, curvature / np.where(moved, square, 1.0), 1.0)[:, None]
-    for (step, gradient_change, curvature), alpha in zip(history, reversed(alphas), strict=True):
-        beta = _dot(gradient_change, q) / curvature
-        q += (alpha - beta)[:, None] * step
-    return -q
-
-
-def _search(
-    objective: _Objective, u: NDArray, loss: NDArray, gradient: NDArray, direction: NDArray
-) -> tuple[NDArray, NDArray, NDArray]:
-    """Return step, loss and gradient after halving the step of each set until its loss falls."""
-    slope = _dot(gradient, direction)
-    length = np.ones(u.shape[0])
-    slack = 1e-12 * np.abs(loss)  # rounding of the loss itself, near the optimum
-    while True:
-        step = direction * length[:, None]
-        new_loss, new_gradient = objective.evaluate(u + step)
-        failed = new_loss > loss + 1e-4 * length * slope + slack
-        if not failed.any() or length[failed].max() < 1e-10:
-            return step, new_loss, new_gradient
-        length[failed] /= 2
+    if found is None:
+        msg = (
+            f"the logistic probe did not converge in {_MAX_ITERATIONS} iterations: "
+            "its penalty is too small for classes that can be separated. Use a smaller C."
+        )
+        raise AnalysisError(msg)
+    u_dsk = found[0].reshape(n_sets, width, -1).transpose(1, 0, 2)
+    return np.ascontiguousarray(u_dsk), found[1]

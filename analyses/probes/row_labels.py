@@ -1,7 +1,11 @@
-"""Classes of single rows: a row column is a row site without layers, of one whole number a row."""
+"""Classes of single rows: a row column has one whole number a row.
+
+It is a row site without layers, of width 1, or was added to the store later.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +28,8 @@ class RowLabels:
     """The row column."""
     classes: tuple[int, ...]
     """The values that occur in the samples that are used, ascending."""
+    names: tuple[str, ...]
+    """What each of `classes` is called; its number where nobody said."""
     group_n: NDArray[np.int64]
     """Number of the group of each sample of the axis, -1 for a sample that is not used."""
     groups: tuple[str, ...]
@@ -66,9 +72,17 @@ class RowLabels:
 
 
 def row_columns(view: View) -> list[ArrayKey]:
-    """Return what may be row columns of a capture: row sites without layers, of width 1."""
+    """Return the row columns of a capture: added ones, row sites of width 1 without layers."""
     names = [name for name, info in view.sites.items() if info.width == 1 and info.layers is None]
+    names += view.added
     return [ArrayKey(view.name, name, -1) for name in sorted(names)]
+
+
+def name_classes(source: Source, key: ArrayKey, classes: Sequence[int]) -> tuple[str, ...]:
+    """Return what classes of a row column are called; their numbers where nobody said."""
+    added = source.views[key.capture].added.get(key.site)
+    names = source.capture(key.capture).class_names(key.site) if added is None else added.names
+    return tuple(names[n] if n < len(names) else str(n) for n in classes)
 
 
 def find_classes(

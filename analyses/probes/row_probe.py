@@ -19,8 +19,9 @@ from ..source import View
 from ..statistics.corrected import compare_folds, correct_holm
 from ..statistics.metrics import unweighted_recall
 from ..statistics.resampling import MIN_GROUPS, REPLICATES
+from .row_classes import class_rows
 from .row_fold import PROBES, RowFold, count_answers
-from .row_labels import MAX_CLASSES, RowLabels, find_classes, row_columns
+from .row_labels import MAX_CLASSES, RowLabels, find_classes, name_classes, row_columns
 from .scoring import Row
 
 _SHARE = 0.2
@@ -33,8 +34,10 @@ class RowProbe:
 
     Notes
     -----
-    A row column is a row site without layers and of width 1 that holds a class number for every row
-    (`Site("phone", None, 1, stream="encoder")`); rows with NaN or a number below 0 have no class.
+    A row column holds a class number for every row; rows with NaN or a number below 0 have no
+    class. It is a row site without layers and of width 1 (`Site("phone", None, 1,
+    stream="encoder")`), or was added to the store later (`add_row_column`, `lorascope ingest`):
+    then it goes with every capture that has rows of its stream, by sample and position.
     Sums of every speaker are gathered in one pass; all probes follow from them; the rows are read
     once more to count their answers. Control: classes permuted among the rows of each sample.
     """
@@ -98,8 +101,8 @@ def _absent(rows: str | None, selection: Selection) -> str:
     asked = f"the row column {rows!r}" if rows else "a row column"
     return (
         f"row_probe needs {asked} and a group (speaker). Present: "
-        f"{', '.join(sorted(present)) or 'none'}. A row column is a row site without layers, of "
-        'width 1: `Site("phone", None, 1, stream="encoder")`, a class number for every row.'
+        f"{', '.join(sorted(present)) or 'none'}. `lorascope ingest STORE --rows FILE` adds one: a "
+        "class for every row that has one, such as the phones of an alignment."
     )
 
 
@@ -134,6 +137,7 @@ def _label(selection: Selection, view: View, column: ArrayKey, analysis: RowProb
     return RowLabels(
         column,
         classes or (),
+        name_classes(selection.source, column, classes or ()),
         group_n,
         tuple(groups.tolist()),
         selection.source.ids,
@@ -157,8 +161,13 @@ def _conclude(
 
     found = dict(zip(folds, outcome.runner.map(work, folds), strict=True))
     rows: list[Row] = []
+    classes: list[Row] = []
     for fold in folds:
-        rows += [_row(fold, name, found[fold], outcome) for name in PROBES]
+        counts = found[fold]
+        for name in PROBES:
+            rows.append(_row(fold, name, counts, outcome))
+            if not isinstance(counts, str):
+                classes += class_rows(_place(fold, name), fold.labels, counts[name])
     _correct(rows)
     for key, reason in refused.items():
         rows.append({"capture": key.capture, "site": "", "layer": -1, "rows": key.site, "n": 0})
@@ -171,7 +180,16 @@ def _conclude(
         "p_value": "corrected t over folds (Nadeau and Bengio): UAR above its control, one-sided",
         "p_holm": "Holm, over the layers of one site, row column and probe",
     }
-    return {"row_probe": Table(pd.DataFrame(rows), attrs)}
+    of_classes = {name: attrs[name] for name in ("ridge", "lda", "control")}
+    tables = {"row_probe": Table(pd.DataFrame(rows), attrs)}
+    if classes:
+        tables["row_probe_classes"] = Table(pd.DataFrame(classes), of_classes)
+    return tables
+
+
+def _place(fold: RowFold, name: str) -> Row:
+    row: Row = {"capture": fold.key.capture, "site": fold.key.site, "layer": fold.key.layer}
+    return row | {"rows": fold.labels.key.site, "probe": name}
 
 
 def _row(
@@ -179,8 +197,7 @@ def _row(
 ) -> Row:
     """Return the scores of one probe of one array."""
     view = outcome.selection.source.views[fold.key.capture]
-    row: Row = {"capture": fold.key.capture, "site": fold.key.site, "layer": fold.key.layer}
-    row |= {"rows": fold.labels.key.site, "probe": name, "exposed": "none", "n": 0}
+    row = _place(fold, name) | {"exposed": "none", "n": 0}
     row |= {"split": f"leave-one-{view.group_name}-out", "mask": mask_of(view, fold.key.site)}
     row |= {"classes": len(fold.labels.classes), "reason": found if isinstance(found, str) else ""}
     if isinstance(found, str):

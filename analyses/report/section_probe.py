@@ -49,7 +49,7 @@ def probe_section(
     """Return UAR along the model, a panel per capture and one that lays them over each other.
 
     Drawn is the logistic probe; the other probes, and the tables of `more` (`probe_weights`, `mdl`,
-    `row_probe`), stand below as tables.
+    `row_probe` and its classes), stand below as tables.
     """
     pooled = prefer(over_all_folds(table), "probe", "logistic")
     drawn = prefer(table, "probe", "logistic")
@@ -94,6 +94,7 @@ _MORE = {
     "probe_weights": "Weights of the layers in one probe of all of them",
     "mdl": "Codelength of the labels, in bits",
     "row_probe": "Probes of single rows",
+    "row_probe_classes": "Classes of single rows, where their probes read best",
 }
 
 
@@ -106,12 +107,17 @@ def _tables(
     if len(other):
         title = "The other probes, over all folds"
         shown.append(view(other, key="probe", title=title, columns=list(_COMPARED)))
-    shown += [
-        view(more[key], key=key, title=title)
-        for key, title in _MORE.items()
-        if key in more and len(more[key])
-    ]
-    return shown
+    parts = {key: more[key] for key in _MORE if key in more and len(more[key])}
+    if "row_probe_classes" in parts and "row_probe" in parts:
+        parts["row_probe_classes"] = _best_rows(parts["row_probe_classes"], parts["row_probe"])
+    return shown + [view(part, key=key, title=_MORE[key]) for key, part in parts.items()]
+
+
+def _best_rows(classes: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the classes at the one place of every capture and row column with the highest UAR."""
+    known = scores[scores["uar"].notna()]
+    best = known.loc[known.groupby(["capture", "rows"])["uar"].idxmax()]
+    return classes.merge(best[["capture", "site", "layer", "rows", "probe"]])
 
 
 def _other_probes(pooled: pd.DataFrame, best: Mapping[str, pd.DataFrame]) -> list[str]:

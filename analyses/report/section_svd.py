@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .curves import caption, capture_curves, curve_panel
-from .frames import having, in_sequence, not_computed, number, prefer, strings, take, values, where
+from .frames import (
+    first,
+    having,
+    in_sequence,
+    leading_mask,
+    not_computed,
+    number,
+    prefer,
+    strings,
+    take,
+    values,
+    where,
+)
 from .plots import Series
 from .section import FigureGroup, Section
 from .tables import view
@@ -23,22 +35,43 @@ ORDER = ("lora_a", "lora_b", "grad.lora_a", "grad.lora_b", "resid_post", "grad.r
 YES = ("True", "true", "yes", "1")
 
 
-def svd_section(table: pd.DataFrame, spectrum: pd.DataFrame, study: Study) -> Section:
-    """Return SV90 by layer and the cumulative energy, a panel per site."""
-    # The uncentred rows measure the mean vector before anything else, so the centred ones lead.
-    rows, curves = prefer(table, "centred", *YES), prefer(spectrum, "centred", *YES)
+COLUMNS = (
+    *("capture", "site", "layer", "mask", "n", "sv90", "sv90_interpolated"),
+    *("sv90_interpolated_low", "sv90_interpolated_high", "erank", "erank_low", "erank_high"),
+    *("stable_rank", "participation_ratio", "top10_energy", "above_shuffled", "exposed", "reason"),
+)
+"""What the page shows of the table."""
+SPAN = "top4"
+"""Directions of two captures that are compared on the page; the table has others."""
+
+
+def svd_section(
+    table: pd.DataFrame, spectrum: pd.DataFrame, angles: pd.DataFrame, study: Study
+) -> Section:
+    """Return SV90 by layer, cumulative energy and shared directions, a panel per site."""
+    # Padding is no speech, and the uncentred rows measure the mean vector before anything else.
+    rows, curves = (prefer(leading_mask(one), "centred", *YES) for one in (table, spectrum))
     sites = _sites(rows)
-    groups = [_sv90_group(rows, sites, study), _energy_group(curves, rows, sites, study)]
+    shared = having(where(angles, "span", SPAN), "overlap")
+    groups = [
+        _sv90_group(rows, sites, study),
+        _energy_group(curves, rows, sites, study),
+        _shared_group(shared, study),
+    ]
     findings = _findings(rows, sites, study)
     title = "Spectral measures by capture, site and layer"
+    tables = [view(rows, key="svd", title=title, columns=[*COLUMNS])] if len(rows) else []
+    if len(pairs := _of_adapted(shared, study)):
+        title = f"The first 4 directions of {study.adapted} and of other captures"
+        tables.append(view(pairs, key="angles", title=title))
     return Section(
         key="svd",
         title="Spectra (SVD)",
         question="In how many directions do activations and gradients vary?",
-        findings=findings,
+        findings=[*findings, *_shared_findings(shared, study)],
         headline=findings[:2],
         figures=[group for group in groups if group is not None],
-        tables=[view(rows, key="svd", title=title)] if len(rows) else [],
+        tables=tables,
         missing=not_computed(table, "sv90", "SV90"),
     )
 
@@ -126,6 +159,55 @@ def _energy_line(rows: pd.DataFrame, capture: str, study: Study) -> Series | Non
     mean, low, high = energy.mean(axis=0), energy.min(axis=0), energy.max(axis=0)
     x = list(range(1, longest + 1))
     return Series(capture, x, mean.tolist(), low.tolist(), high.tolist(), study.style(capture))
+
+
+def _of_adapted(shared: pd.DataFrame, study: Study) -> pd.DataFrame:
+    """Return the pairs that the adapted capture is part of."""
+    names = [strings(shared, name) == study.adapted for name in ("capture_a", "capture_b")]
+    return take(shared, names[0] | names[1])
+
+
+def _with_reference(shared: pd.DataFrame, study: Study) -> pd.DataFrame:
+    """Return the pairs with the reference, the other capture of each in the column `capture`."""
+    a, b = strings(shared, "capture_a"), strings(shared, "capture_b")
+    found = take(shared, (a == study.reference) | (b == study.reference))
+    a, b = strings(found, "capture_a"), strings(found, "capture_b")
+    return found.assign(capture=np.where(a == study.reference, b, a))
+
+
+def _shared_group(shared: pd.DataFrame, study: Study) -> FigureGroup | None:
+    rows = having(_with_reference(shared, study), "layer")
+    panels: list[Panel] = []
+    layers = {site: values(where(rows, "site", site), "layer") for site in _sites(rows)}
+    drawn = [site for site, found in layers.items() if np.unique(found).size > 1]
+    for i, site in enumerate(drawn):
+        part = where(rows, "site", site)
+        lines = capture_curves(part, study, y="overlap")
+        ends = [float(layers[site].min()), float(layers[site].max())]
+        chance = Series("random", ends, [first(part, "overlap_random")] * 2, style=None)
+        name, label = f"svd-shared-{i}", "overlap"
+        panels.append(curve_panel(name, site, [*lines, chance], y_label=label, y_limits=(0, 1.02)))
+    if not panels:
+        return None
+    shown = take(rows, np.isin(strings(rows, "site"), drawn))
+    estimator = "squared cosines of the spans of the first 4 principal directions"
+    text = caption(shown, estimator=estimator, value="overlap", unit="rows")
+    text += f" 1: the same span as in {study.reference}; random: what unrelated spans share."
+    return FigureGroup(f"Directions shared with {study.reference}", panels, text)
+
+
+def _shared_findings(shared: pd.DataFrame, study: Study) -> list[str]:
+    """Return what the adapted capture has of the reference's directions, site by site."""
+    sentences = []
+    rows = where(_with_reference(shared, study), "capture", study.adapted)
+    for site in _sites(rows):
+        part = where(rows, "site", site)
+        mean, chance = (float(values(part, x).mean()) for x in ("overlap", "overlap_random"))
+        sentences.append(
+            f"{site}: {study.adapted} shares {number(mean)} of its first 4 directions with "
+            f"{study.reference} (mean over layers; random: {number(chance)})."
+        )
+    return sentences
 
 
 def _findings(rows: pd.DataFrame, sites: list[str], study: Study) -> list[str]:

@@ -17,6 +17,7 @@ from .cka_exact import ExactPlan, plan_exact
 from .cka_frames import FramePlan, conclude_frames, plan_frames
 from .cka_pooled import Kernel, compare_pooled, list_kernels
 from .exact_table import conclude_exact
+from .flattened import FlatPlan, conclude_flattened, plan_flattened
 from .gaussian import RULES
 from .pairs import group_pairs
 
@@ -32,12 +33,21 @@ _TABLE_SHARE = 0.5
 
 @dataclass(frozen=True, slots=True)
 class CKA:
-    """CKA of all pairs: pooled, by three estimators; frames of a site by minibatch, or exactly."""
+    """CKA of all pairs: pooled; frames of a site by minibatch, or exactly; whole samples.
+
+    Notes
+    -----
+    Flattened: a sample is the vector of all its rows · features numbers, so that position counts;
+    arrays · samples² · rows · features multiplications, and 40 bytes for each pair of samples of
+    each array.
+    """
 
     frames: bool = True
     """Whether to compare frames as well."""
     frames_per_sample: int = 8
     """Frames drawn of each sample at most; fewer when they exceed a quarter of the memory."""
+    flattened: bool = False
+    """Whether to compare whole samples too, all their rows as one vector (`frames: all`)."""
     kernels: tuple[str, ...] = ("linear",)
     """Kernels of pooled features: `linear`, `rbf` (Gaussian, which triples the table)."""
     bandwidths: tuple[float, ...] = (0.5, 1.0)
@@ -63,6 +73,9 @@ class CKA:
         if self.bandwidth_rule not in RULES:
             msg = f"no bandwidth rule {self.bandwidth_rule!r}; there are {' and '.join(RULES)}."
             raise AnalysisInputError(msg)
+        if self.frames_per_sample < 1:
+            msg = f"{self.frames_per_sample} frames of each sample; at least 1 is drawn."
+            raise AnalysisInputError(msg)
         if "rbf" in self.kernels and not all(factor > 0 for factor in self.bandwidths):
             msg = f"bandwidths {self.bandwidths}: each must be above 0 median distances."
             raise AnalysisInputError(msg)
@@ -81,40 +94,47 @@ class CKA:
             )
             raise MissingSitesError(msg)
         kernels = list_kernels(self.kernels, self.bandwidths, self.bandwidth_rule)
-        _check_table(selection, keys, 3 * len(kernels) + 2 * self.exact)
+        flat = plan_flattened(selection) if self.flattened else FlatPlan()
+        rows_each = 3 * len(kernels) + 2 * self.exact
+        _check_table(selection, ((keys, rows_each), (flat.arrays, 3)))
         frames = (
             plan_frames(selection, self.frames_per_sample) if self.frames else FramePlan((), ())
         )
         exact = plan_exact(selection) if self.exact else ExactPlan()
-        conclude = partial(_conclude, self, keys, kernels, (frames, exact))
+        conclude = partial(_conclude, self, keys, kernels, (frames, exact, flat))
         return Plan(conclude, (*frames.folds, *exact.folds), keys, exact.notes)
 
 
-def _check_table(selection: Selection, keys: Sequence[ArrayKey], rows_each: int) -> None:
-    """Raise MemoryBudgetError where the table of all pairs does not fit."""
-    count = {v.name: 0 for v in (*selection.captures, *selection.others)}
-    for key in keys:
-        count[key.capture] += 1
-    pairs = sum(
-        count[a] * (count[a] + 1) // 2 if a == b else count[a] * count[b]
-        for group in group_pairs(selection)
-        for a, b in group.pairs
-    )
-    need = pairs * rows_each * _ROW_BYTES
+def _check_table(selection: Selection, parts: Sequence[tuple[Sequence[ArrayKey], int]]) -> None:
+    """Raise MemoryBudgetError where the table does not fit: arrays, and rows for each pair."""
+    rows = sum(_count_pairs(selection, keys) * rows_each for keys, rows_each in parts)
+    need = rows * _ROW_BYTES
     if need > max(_SMALL_TABLE, _TABLE_SHARE * selection.memory_bytes):
         msg = (
-            f"cka of {len(keys)} arrays is a table of {pairs * rows_each:,} rows, about "
+            f"cka of {len(parts[0][0])} arrays is a table of {rows:,} rows, about "
             f"{format_bytes(need)}, and memory is {format_bytes(selection.memory_bytes)}. Allow "
             f"{format_bytes(need / _TABLE_SHARE)} (--memory), or choose captures, sites or layers."
         )
         raise MemoryBudgetError(msg)
 
 
+def _count_pairs(selection: Selection, keys: Sequence[ArrayKey]) -> int:
+    """Return how many pairs of arrays are compared."""
+    count = {v.name: 0 for v in (*selection.captures, *selection.others)}
+    for key in keys:
+        count[key.capture] += 1
+    return sum(
+        count[a] * (count[a] + 1) // 2 if a == b else count[a] * count[b]
+        for group in group_pairs(selection)
+        for a, b in group.pairs
+    )
+
+
 def _conclude(
     analysis: CKA,
     keys: Sequence[ArrayKey],
     kernels: Sequence[Kernel],
-    by_rows: tuple[FramePlan, ExactPlan],
+    others: tuple[FramePlan, ExactPlan, FlatPlan],
     outcome: Outcome,
 ) -> dict[str, Table]:
     attrs: dict[str, object] = {
@@ -133,6 +153,7 @@ def _conclude(
         for group in group_pairs(outcome.selection)
         for frame in compare_pooled(keys, group, kernels, analysis.permutations, outcome, attrs)
     ]
-    tables += conclude_frames(by_rows[0], outcome, attrs)
-    tables += conclude_exact(by_rows[1], outcome, attrs)
+    tables += conclude_frames(others[0], outcome, attrs)
+    tables += conclude_exact(others[1], outcome, attrs)
+    tables += conclude_flattened(others[2], outcome, attrs)
     return {"cka": Table(pd.concat(tables, ignore_index=True), attrs)}

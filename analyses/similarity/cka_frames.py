@@ -8,17 +8,25 @@ from itertools import combinations_with_replacement
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from ..fold import ArrayKey
 from ..plan import Outcome, describe_exposure, mask_of, most_exposed
 from ..selection import Selection
 from ..source import AGAINST
-from .cka_estimate import debiased_ceiling, to_ratio
+from ..statistics.resampling import MIN_GROUPS
+from .between import MIN_GROUPS as MIN_BETWEEN
+from .frame_estimate import BETWEEN, MINIBATCH, FrameEstimate, estimate_frames, find_ceiling
 from .frame_fold import BATCH, FrameFold, FrameSums, draw_rows, order_samples
+from .pairs import jackknife_groups
 from .row_groups import Refused, RowGroup, match_rows
 
 _SHARE = 0.25
 """Part of the memory that the drawn frames of all sites may take together."""
+_LEFT_SHARE = 0.05
+"""Part of the memory that the sums without each group may take; else speakers are put together."""
+_MOST_GROUPS = 32
+"""Groups that frames are left out by; more speakers are put together: each costs in every batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +67,16 @@ def _make_fold(selection: Selection, one: RowGroup, draws: int) -> FrameFold:
         tuple(info.width for info in infos),
         any(info.dtype == "float64" for info in infos),
         selection.device,
+        _find_groups(selection, one),
     )
+
+
+def _find_groups(selection: Selection, one: RowGroup) -> NDArray[np.int64] | None:
+    """Return the group of every sample that the jackknife leaves out, None below 3 speakers."""
+    view = selection.source.views[one.arrays[0].capture]
+    most = int(_LEFT_SHARE * selection.memory_bytes) // (8 * 16 * len(one.arrays) ** 2)
+    group_n = jackknife_groups(view, one.samples, selection.seed, min(most, _MOST_GROUPS))
+    return group_n if group_n.max() + 1 >= MIN_GROUPS else None
 
 
 def conclude_frames(
@@ -69,6 +86,8 @@ def conclude_frames(
     if plan.folds:
         attrs["minibatch"] = f"sum of unbiased HSIC over batches of at most {BATCH}, then the ratio"
         attrs["minibatch_batch"] = "one random frame of each utterance"
+        attrs["minibatch_p_value"] = "t test of the jackknife over speakers, one-sided"
+        attrs["minibatch_between_groups"] = "HSIC of frames of different speakers, in batches"
         attrs["frames_per_sample"] = int(plan.folds[0].draws_nk.shape[1])
     rows = [row for fold in plan.folds for row in _rows(fold, outcome.folds[fold], outcome)]
     views = outcome.selection.source.views
@@ -87,22 +106,23 @@ def _row(a: ArrayKey, b: ArrayKey) -> dict[str, object]:
             f"site_{side}": key.site,
             f"layer_{side}": key.layer,
         }
-    row |= {"granularity": "frame", "kernel": "linear", "estimator": "minibatch"}
+    row |= {"granularity": "frame", "kernel": "linear", "estimator": MINIBATCH}
     nothing = dict.fromkeys(("value", "value_low", "value_high", "p_value", "null_ceiling"), np.nan)
     return row | nothing
 
 
 def _rows(fold: FrameFold, found: FrameSums, outcome: Outcome) -> Iterator[dict[str, object]]:
-    ratio_ll = to_ratio(found.sums_ll)
-    batches = np.array_split(np.arange(found.n), -(-found.n // BATCH))
-    # draws of the same utterances depend on each other: only one of them counts for the ceiling
-    pairs = sum(batch.size * (batch.size - 3) / 2 for batch in batches)
-    ceiling = debiased_ceiling((3 + np.sqrt(9 + 8 * pairs)) / 2)
     views = outcome.selection.source.views
     exposed = {
         name: describe_exposure(views[name], fold.samples)
         for name in {key.capture for key in fold.arrays}
     }
+    ceilings = {MINIBATCH: find_ceiling(found.n)}
+    estimates, few = estimate_frames(found.totals), ""
+    group_name = views[fold.arrays[0].capture].group_name
+    if group_name and BETWEEN not in estimates:
+        few = f"pairs between {group_name}s need at least {MIN_BETWEEN} of them"
+        estimates[BETWEEN] = FrameEstimate(*np.full((3, *found.totals.pairs_ll.shape), np.nan))
     for i, j in combinations_with_replacement(range(len(fold.arrays)), 2):
         a, b = fold.arrays[i], fold.arrays[j]
         if a.capture.startswith(AGAINST) and b.capture.startswith(AGAINST):
@@ -110,12 +130,17 @@ def _rows(fold: FrameFold, found: FrameSums, outcome: Outcome) -> Iterator[dict[
         fault = next(
             (f"{found.faults[k]}: {fold.arrays[k]}" for k in (i, j) if found.faults[k]), ""
         )
-        value = float("nan") if fault else float(ratio_ll[i, j])
-        yield _row(a, b) | {
+        head = _row(a, b) | {
             "mask": mask_of(views[a.capture], a.site),
             "n": found.rows,
             "exposed": most_exposed(exposed[a.capture], exposed[b.capture]),
-            "value": value,
-            "null_ceiling": float("nan") if fault else ceiling,
-            "reason": fault or ("self-similarity not positive" if np.isnan(value) else ""),
         }
+        for name, estimate in estimates.items():
+            value, spread = float(estimate.value[i, j]), float(estimate.spread[i, j])
+            reason = "self-similarity not positive" if np.isnan(value) else ""
+            row = head | {"estimator": name, "reason": fault or (few * (name == BETWEEN)) or reason}
+            if not fault:
+                row |= {"value": value, "value_low": value - spread, "value_high": value + spread}
+                row |= {"p_value": float(estimate.p_value[i, j])}
+                row |= {"null_ceiling": ceilings.get(name, np.nan)}
+            yield row

@@ -168,7 +168,7 @@ def _find_bandwidths(kernel: Kernel, work: Work) -> tuple[Gaussian | None, list[
     anchors = choose_anchors(ids, order_n)
     medians_l = median_distances(work.read, work.moments, anchors, rule=kernel.rule)
     faults = [
-        fault or "median distance of samples is 0" * (median == 0)
+        fault or "median distance of samples is 0" * bool(median == 0)
         for fault, median in zip(work.moments.faults, medians_l, strict=True)
     ]
     return Gaussian(kernel.factor * np.where(medians_l > 0, medians_l, 1.0)), faults

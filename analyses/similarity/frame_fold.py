@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..backend import to_device
 from ..fold import ArrayKey, Block
 from ..statistics.draws import hash_text, seeded
-from .minibatch import sum_batch
+from .minibatch import GroupTotals, sum_batch
 
 type Drawn = list[tuple[NDArray[np.int64], list[NDArray]]]
 """Parts: places among the samples, and the draws of every array, [samples, draws, features]."""
@@ -24,7 +24,7 @@ BATCH = 256
 class FrameSums:
     """Sums of HSIC over batches, for all pairs of arrays of one site."""
 
-    sums_ll: NDArray[np.float64]
+    totals: GroupTotals
     n: int
     """Samples."""
     rows: int
@@ -41,7 +41,7 @@ class FrameFold:
     -----
     Frames of one utterance depend on each other, so a batch never holds two of one. Which frames
     are drawn depends on the seed and the sample's id only. Memory: samples · frames · Σ features
-    numbers.
+    numbers, and groups · arrays² for the sums without each group.
     """
 
     arrays: tuple[ArrayKey, ...]
@@ -57,6 +57,8 @@ class FrameFold:
     """Whether values are float64."""
     compute_device: str = "cpu"
     """Where batches are multiplied; the frames are drawn and kept on the host."""
+    group_n: NDArray[np.int64] | None = None
+    """Group 0 … G-1 of every sample, each of which is left out in turn; None: none is."""
 
     @property
     def needs(self) -> tuple[ArrayKey, ...]:
@@ -74,7 +76,13 @@ class FrameFold:
         largest = max(self.widths)
         batch = min(BATCH, self.samples.size)
         drawn = self.draws_nk.size * item * (sum(self.widths) + largest)
-        return drawn + 8 * batch * (2 * batch * len(self.arrays) + 2 * largest)
+        sums = GroupTotals.count_bytes(self.n_groups, len(self.arrays), batch)
+        return drawn + sums + 8 * batch * 2 * largest
+
+    @property
+    def n_groups(self) -> int:
+        """Groups of the jackknife."""
+        return 0 if self.group_n is None else int(self.group_n.max()) + 1
 
     def empty(self) -> Drawn:
         """Return no draws."""
@@ -109,16 +117,25 @@ class FrameFold:
         scales = [
             1.0 if fault else float(np.abs(x).max()) for x, fault in zip(drawn, faults, strict=True)
         ]
-        sums_ll = np.zeros((len(drawn), len(drawn)))
+        totals = GroupTotals.empty(self.n_groups, len(drawn))
         n_batches = -(-self.samples.size // BATCH)
         for draw, order in enumerate(self.order_kn):
-            for batch in np.array_split(order, n_batches):
+            for some in np.array_split(order, n_batches):
+                batch = (
+                    some
+                    if self.group_n is None
+                    else some[np.argsort(self.group_n[some], kind="stable")]
+                )
                 rows = [
                     np.zeros((batch.size, 1)) if fault else x[batch, draw] / scale
                     for x, fault, scale in zip(drawn, faults, scales, strict=True)
                 ]
-                sum_batch([to_device(x, self.compute_device) for x in rows], sums_ll)
-        return FrameSums(sums_ll, self.samples.size, self.draws_nk.size, faults)
+                moved = [to_device(x, self.compute_device) for x in rows]
+                if self.group_n is None:
+                    sum_batch(moved, totals.pairs_ll)
+                else:
+                    totals.add(moved, self.group_n[batch])
+        return FrameSums(totals, self.samples.size, self.draws_nk.size, faults)
 
 
 def _find_fault(values: NDArray) -> str:

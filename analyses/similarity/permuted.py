@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ..memory import format_bytes
 from .gaussian import Gaussian
 from .hsic import u_centre
 from .permutation import (
@@ -46,15 +47,27 @@ def count_permutations(
         cheap = int(CHEAP // (n_kernels * count_work(n, n_arrays, 1)))
         wanted = min(wanted, cheap) if cheap >= FEWEST else 0
     need = count_bytes(n, n_arrays, wanted, workers) + 3 * 8 * n * n
-    fits = need <= work.room
-    if wanted and fits:
-        attrs["permutations"] = wanted
-        attrs["p_permutation"] = "debiased: samples exchanged within their speaker, one-sided"
-    elif asked != 0:
-        why = "they do not fit into memory" if wanted else "they are dear for so many arrays"
-        attrs["permutations"] = 0
-        attrs["p_permutation"] = f"none: {why}; ask for CKA(permutations={PERMUTATIONS})"
-    return wanted if fits else 0
+    why = ""
+    if not _can_exchange(work):
+        why = "every speaker has one sample, so that none can be exchanged"
+    elif not wanted:
+        why = f"they are dear for so many arrays; ask for them: CKA(permutations={PERMUTATIONS})"
+        why += f", or -o cka.permutations={PERMUTATIONS}"
+    elif need > work.room:
+        why = (
+            f"{wanted} take {format_bytes(need)} and {format_bytes(work.room)} are left (--memory)"
+        )
+    if asked != 0:
+        attrs["permutations"] = 0 if why else wanted
+        how = "debiased: samples exchanged within their speaker, one-sided"
+        attrs["p_permutation"] = f"none: {why}" if why else how
+    return 0 if why else wanted
+
+
+def _can_exchange(work: Work) -> bool:
+    """Return whether any speaker has two samples."""
+    view = work.outcome.selection.source.views[work.arrays[0].capture]
+    return np.unique(view.group_n[work.samples].astype(str)).size < work.samples.size
 
 
 def permuted_p(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,12 +30,16 @@ class Scatter:
         xp = array_module(device)
         return cls(0, xp.zeros(width), xp.zeros((width, width)))
 
+    def copy(self) -> Scatter:
+        """Return one that may be changed on its own."""
+        return Scatter(self.n, self.mean_d.copy(), self.scatter_dd.copy())
+
     def uncentred(self) -> NDArray[np.float64]:
         """Return Σ x x', [features, features]: the centred scatter and the mean's rank-one part."""
         return self.scatter_dd + self.n * self.mean_d[:, None] * self.mean_d
 
 
-def add_rows(state: Scatter, x_nd: NDArray) -> Scatter:
+def add_rows(state: Scatter, x_nd: NDArray, rows: NDArray[np.int64] | None = None) -> Scatter:
     """Return `state` with the rows of one block; `state` itself is changed.
 
     Parameters
@@ -43,6 +48,8 @@ def add_rows(state: Scatter, x_nd: NDArray) -> Scatter:
         What was seen before.
     x_nd
         [rows, features], float32 or float64, on the device of `state`.
+    rows
+        Which of them, on the same device; None: all. They are copied tile by tile.
 
     Notes
     -----
@@ -51,8 +58,9 @@ def add_rows(state: Scatter, x_nd: NDArray) -> Scatter:
     of the mean adds is taken off again. O(features²) memory, rows · features² time.
     """
     working_nd = np.empty_like(x_nd[:TILE_ROWS])  # one for all tiles: fresh pages are slow
-    for start in range(0, x_nd.shape[0], TILE_ROWS):
-        tile_nd = x_nd[start : start + TILE_ROWS]
+    for start in range(0, x_nd.shape[0] if rows is None else rows.shape[0], TILE_ROWS):
+        tile = slice(start, start + TILE_ROWS)
+        tile_nd = x_nd[tile] if rows is None else x_nd[rows[tile]]
         with np.errstate(invalid="ignore", over="ignore"):  # infinite features end as a reason
             mean_d = tile_nd.mean(axis=0, dtype=np.float64)
             shift_d = mean_d.astype(tile_nd.dtype)  # both float32: four times faster than mixed
@@ -69,6 +77,14 @@ def _shift(scatter_dd: NDArray[np.float64], n: int, by_d: NDArray[np.float64]) -
     with np.errstate(invalid="ignore", over="ignore"):
         if by_d.any():
             scatter_dd += n * by_d[:, None] * by_d
+
+
+def join_scatters(parts: Iterable[Scatter], width: int, device: str = "cpu") -> Scatter:
+    """Return the scatter of all rows of several; none of them is changed."""
+    whole = Scatter.empty(width, device)
+    for part in parts:
+        merge_scatter(whole, part)
+    return whole
 
 
 def merge_scatter(left: Scatter, right: Scatter) -> Scatter:

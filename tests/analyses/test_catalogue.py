@@ -20,7 +20,7 @@ from lorascope.store import LorascopeError, create_store, open_store
 
 def test_the_catalogue_describes_every_analysis() -> None:
     every = {"cka", "svd", "probe", "lens", "contribution", "outputs", "erasure"}
-    every |= {"row_probe", "embedding", "layer_weights", "mdl"}
+    every |= {"row_probe", "embedding", "layer_weights", "mdl", "tuned_lens"}
     assert set(ANALYSES) == every | {"alignment", "weights", "gradients"}
     assert all(len(text) > 20 for text in ANALYSES.values())
 
@@ -29,8 +29,9 @@ def test_none_means_everything(study) -> None:
     results = analyze(open_store(study.path))
     # this store has no interventions, no matrices of its adapters, no gradients, no row columns
     absent = {"erasure", "weights", "gradients", "row_probe"}
-    by_name = {"layer_weights", "mdl"}  # run where they are asked for
-    assert set(results) == set(COLUMNS) - absent - {"subspaces", "probe_weights", "mdl", "paper"}
+    by_name = {"layer_weights", "mdl", "tuned_lens"}  # run where they are asked for
+    further = {"subspaces", "row_probe_classes", "probe_weights", "paper"}
+    assert set(results) == set(COLUMNS) - absent - by_name - further
     for name, dataset in results.items():
         assert set(dataset.sizes) == {"entry"}
         assert list(dataset.data_vars)[: len(COLUMNS[name])] == list(COLUMNS[name])

@@ -245,7 +245,7 @@ def test_pooled_features_that_do_not_fit_are_read_in_panels(tmp_path, make_store
 
 
 def test_duplicate_ids_are_refused_by_name() -> None:
-    from lorascope.analyses.source import _view  # the store itself never holds an id twice
+    from lorascope.analyses.views import view_of  # the store itself never holds an id twice
 
     class Twice:
         import pandas as pd
@@ -254,4 +254,4 @@ def test_duplicate_ids_are_refused_by_name() -> None:
         samples = pd.DataFrame({"id": ["u", "u"]})
 
     with pytest.raises(AnalysisInputError, match="'u' twice"):
-        _view(0, Twice(), "a", Twice.pd.Index(["u"]))  # type: ignore[arg-type]
+        view_of(0, Twice(), "a", Twice.pd.Index(["u"]), {})  # type: ignore[arg-type]

@@ -325,7 +325,8 @@ def test_report_and_summary_keep_to_pooled_values(study):
     options = {"sites": ["resid_post", "lora_a", "lora_b"], "layers": [0]}
     table = to_tables(analyze(study.path, names, **options))["cka"]
     frame = table["granularity"] == "frame"
-    assert set(table[frame]["estimator"]) == {"minibatch", "debiased", "biased", "between_groups"}
+    names = {"minibatch", "minibatch_between_groups", "debiased", "biased", "between_groups"}
+    assert set(table[frame]["estimator"]) == names
     pooled = table[~frame]
     shown = Compared(("frozen", "untrained", "lora"), "frozen", "lora", 4)
     both, alone = (cka_section(rows, shown) for rows in (table, pooled))

@@ -12,12 +12,15 @@ from hypothesis import strategies as st
 
 from lorascope.analyses import ArrayKey, Block, Piece
 from lorascope.analyses.behaviour.contribution import ContributionFold
+from lorascope.analyses.masks import Frames
 from lorascope.analyses.pooled import CollectFold
 from lorascope.analyses.similarity.exact_fold import ExactFold, Origin
 from lorascope.analyses.similarity.frame_fold import FrameFold, draw_rows, order_samples
 from lorascope.analyses.similarity.hsic import find_moments
 from lorascope.analyses.similarity.row_sums import Layout
+from lorascope.analyses.spectra.blocks import Blocks
 from lorascope.analyses.spectra.svd import ScatterFold
+from lorascope.analyses.spectra.tail import TailFold
 from lorascope.analyses.statistics.histogram import COSINE_BINS, RATIO_BINS
 
 N, WIDTH = 14, 3
@@ -30,6 +33,16 @@ IDS = [f"u{i}" for i in range(N)]
 
 FOLDS: dict[str, Any] = {
     "scatter": ScatterFold(KEYS[0], WIDTH, WIDTH, 8),
+    "scatter of audio by speaker": ScatterFold(
+        KEYS[0],
+        WIDTH,
+        WIDTH,
+        8,
+        mask="valid",
+        frames=Frames("embed", "all", np.maximum(COUNTS - 1, 0), padded=True),
+        blocks=Blocks(4, N, 4, "speaker", np.arange(N) % 4),
+    ),
+    "tail": TailFold(KEYS[0], WIDTH, WIDTH),
     "collect": CollectFold(ArrayKey("a", "embed", 0, "mean_valid"), KEYS[0], 8 * N * WIDTH),
     "contribution": ContributionFold(("attention", "mlp", "layer"), KEYS, 1.0, N, WIDTH),
     "frames": FrameFold(
@@ -39,6 +52,7 @@ FOLDS: dict[str, Any] = {
         order_samples(IDS, 2, 0),
         (WIDTH,) * 3,
         wide=True,
+        group_n=np.arange(N) % 4,
     ),
     "exact": ExactFold(
         KEYS,

@@ -260,7 +260,7 @@ def test_scores(table, store, one) -> None:
 
 def test_faults_and_names_restrict(store) -> None:
     results = analyze(store, ["svd"], variant="paper", faults=["uncentred"], workers=1)
-    assert set(results) == {"paper", "svd", "spectrum"}
+    assert set(results) == {"paper", "svd", "spectrum", "angles"}
     assert results["paper"].attrs["variant"] == "paper"
     assert json.loads(results["paper"].attrs["faults"]) == ["uncentred"]
     found = to_tables(results)["paper"]

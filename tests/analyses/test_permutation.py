@@ -143,6 +143,22 @@ def test_they_can_be_left_out_or_asked_for(tmp_path, make_store) -> None:
     assert np.nanmin(some["p_permutation"]) == pytest.approx(1 / 50)
 
 
+def test_those_that_cannot_be_drawn_say_why(tmp_path, make_store) -> None:
+    """Asked for, but nobody has two samples; asked for, but 1e6 orders of 40 samples are 160 MB."""
+    layers, speakers = study(np.random.default_rng(6))
+    alone = make_store(tmp_path / "a", layers, speakers=[f"s{i}" for i in range(40)])
+    path = make_store(tmp_path / "b", layers, speakers=speakers)
+    for store, count, memory, why in (
+        (alone, 49, "2GiB", "every speaker has one sample"),
+        (path, 1_000_000, "64MiB", "1000000 take 153 MiB and "),
+    ):
+        analysis = CKA(frames=False, permutations=count)
+        found = analyze(store, [analysis], memory=memory)["cka"]
+        assert found.attrs["permutations"] == 0
+        assert found.attrs["p_permutation"].startswith(f"none: {why}")
+        assert np.isnan(found["p_permutation"]).all()
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

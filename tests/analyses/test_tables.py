@@ -14,6 +14,8 @@ CONTRACT = {
     "svd": "capture site layer centred mask n sv90 sv90_interpolated top10_energy erank "
     "erank_energy stable_rank participation_ratio",
     "spectrum": "capture site layer centred mask index singular_value energy",
+    "angles": "capture_a capture_b site layer mask span directions_a directions_b overlap "
+    "overlap_random angle_smallest angle_largest",
     "probe": "capture site layer probe split fold uar war macro_f1 nll ece control_uar selectivity",
     "lens": "capture layer kl_final_layer kl_layer_final js overlap chance_overlap uar",
     "contribution": "capture layer component mask ratio_mean ratio_median cosine_mean "

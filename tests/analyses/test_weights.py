@@ -8,10 +8,9 @@ from lorascope.analyses.lora.adapters import find_scaling
 from lorascope.analyses.lora.factors import (
     Product,
     count_intruders,
-    leading_directions,
     left_vectors,
-    overlap,
 )
+from lorascope.analyses.statistics.subspaces import leading_directions, overlap
 from lorascope.analyses.tables import COLUMNS
 from lorascope.store import Output, create_store
 
@@ -148,7 +147,6 @@ def test_random_directions_share_count_over_features() -> None:
         overlap(
             leading_directions(rng.normal(size=(40, 5))),
             leading_directions(rng.normal(size=(40, 5))),
-            5,
         )
         for _ in range(400)
     ]

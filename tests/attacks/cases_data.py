@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lorascope.store.shards import encode_strings
+from lorascope.store.strings import encode_strings
 
 from .attack import Attacks
 from .forge import Forge

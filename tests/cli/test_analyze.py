@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from lorascope.cli.analyze import analyze
@@ -63,6 +64,18 @@ def test_layers_and_sites_choose(run, store: Path):
     assert {row.split(",")[column] for row in table[1:]} == {"1"}
 
 
+def test_options_of_an_analysis(run, store: Path):
+    """One kernel, whole samples too, some permutations: as the table says, and its attributes."""
+    options = ("cka.kernels=linear,rbf", "cka.flattened=true", "cka.permutations=19")
+    given = [word for option in options for word in ("-o", option)]
+    ran = run(analyze, "--store", store, "cka", *given, "--option", "cka.bandwidths=0.5")
+    assert ran.code == 0, ran.err
+    table = pd.read_csv(Path(f"{store}-analysis") / "tables" / "cka.csv")
+    assert set(table["granularity"]) == {"pooled", "frame", "flattened"}
+    assert set(table["kernel"]) == {"linear", "rbf(0.5 median)"}
+    assert table["p_permutation"].min() == pytest.approx(1 / 20)
+
+
 def test_exact_frames_beside_drawn_ones(run, store: Path):
     ran = run(analyze, "--store", store, "cka", "--exact")
     assert ran.code == 0, ran.err
@@ -108,6 +121,9 @@ def test_sites_that_were_not_captured(run, store: Path):
             ["--variant", "paper", "svd", "--fault", "biased"],
             "fault 'biased' is one of cka, which was not asked for: svd",
         ),
+        (["-o", "cka.kernel=rbf"], "no option 'kernel' of cka. Did you mean 'kernels'?"),
+        (["svd", "-o", "cka.kernels=rbf"], "is of cka, which was not asked for: svd"),
+        (["-o", "cka.permutations=lots"], "cka.permutations=lots is not a whole number or none"),
         (["svd", "--exact"], "exact is of cka, which was not asked for: svd. Add cka, or leave"),
         (["--variant", "paper", "--exact"], "exact is of cka, which was not asked for: paper"),
         (["-q", "-v"], "contradict"),

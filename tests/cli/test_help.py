@@ -42,7 +42,7 @@ def test_help_is_quick_and_imports_nothing_heavy(module: str):
     assert took < 0.4
 
 
-@pytest.mark.parametrize("name", ["info", "verify", "repair", "seal", "cp"])
+@pytest.mark.parametrize("name", ["info", "ingest", "verify", "repair", "seal", "cp"])
 def test_every_subcommand_has_an_example(run, name: str):
     ran = run(lorascope, name, "--help")
     assert ran.code == 0

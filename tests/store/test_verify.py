@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from lorascope.store import (
     DamagedStoreError,
     InvalidStoreError,
+    Site,
     StoreError,
+    create_store,
     open_store,
     repair_store,
     verify_store,
@@ -27,7 +29,7 @@ from .conftest import make_samples, plan_of
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
     """A sound store of two segments with parameters."""
-    from lorascope.store import Output, create_store
+    from lorascope.store import Output
 
     from .conftest import SITES
 
@@ -100,6 +102,31 @@ def test_a_lost_last_record_leaves_files_that_nothing_names(sound, tmp_path):
     report = verify_store(copy)
     assert report.ok
     assert report.leftovers == sorted(files)
+
+
+def test_a_writer_keeps_what_a_lost_record_named_where_it_can_know(tmp_path):
+    """Without a plan lengths follow the records; with one the same run writes the same bytes."""
+    path = tmp_path / "s.zarr"
+
+    def write():
+        with create_store(path, capture="a", sites=[Site("x", [0], 4)], segment_samples=2) as w:
+            for i in range(5):
+                if f"u{i}" not in w.committed:
+                    w.append(f"u{i}", {"x": np.full((1, 3, 4), i, "float32")})
+
+    write()
+    digest = open_store(path).content_digest()
+    last = max((path / "__commits__").glob("w0-*.json"))
+    named = [entry["path"] for entry in json.loads(last.read_text())["body"]["files"]]
+    last.unlink()
+    with pytest.raises(DamagedStoreError, match=r"hold 5 samples, its commit records 4: .*repair"):
+        write()
+    assert all((path / name).exists() for name in named)
+    report = repair_store(path)
+    assert set(named) <= set(report.quarantined)
+    write()
+    assert open_store(path).content_digest() == digest
+    assert verify_store(path).ok
 
 
 def publish(path, array, length):

@@ -172,6 +172,14 @@ def make_tables(layers: int = LAYERS) -> dict[str, pd.DataFrame]:
         for m in "AB"
         for k in (1, 8)
     ]
+    angles = [
+        {"capture_a": "frozen", "capture_b": "lora", "site": "resid_post", "layer": i, "n": 900}
+        | {"mask": "valid", "span": f"top{k}", "directions_a": k, "directions_b": k}
+        | {"overlap": 0.75, "overlap_random": k / 64, "angle_smallest": 5.0}
+        | {"angle_largest": 60.0, "exposed": "none", "reason": ""}
+        for i in range(layers)
+        for k in (1, 4)
+    ]
     gradients = [
         {"capture": c, "site": "grad.lora_b.v", "layer": i, "mask": "valid", "n": 40}
         | {"exposed": "none", "reason": "", "noise_scale": 20.0}
@@ -187,6 +195,7 @@ def make_tables(layers: int = LAYERS) -> dict[str, pd.DataFrame]:
         "cka": cka_table(layers),
         "svd": svd,
         "spectrum": spectrum,
+        "angles": with_layers(angles),
         "probe": probe_table(layers),
         "lens": with_layers(lens, "cluster bootstrap over speakers, 95 %"),
         "contribution": with_layers(contribution),

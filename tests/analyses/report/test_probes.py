@@ -33,6 +33,26 @@ def test_weights_code_and_rows_are_shown(tables, summary, render, tmp_path) -> N
     assert "Probes of single rows" in page.text
 
 
+def test_classes_of_rows_are_shown_where_they_are_read_best(
+    tables, summary, render, tmp_path
+) -> None:
+    base = {"capture": "lora", "site": "resid_post", "rows": "phone", "probe": "lda", "n": 40}
+    base |= {"exposed": "none", "reason": ""}
+    rows = pd.DataFrame([base | {"layer": i, "uar": uar} for i, uar in enumerate((0.9, 0.4))])
+    classes = pd.DataFrame(
+        [
+            base | {"layer": i, "class": k, "class_name": name, "recall": 0.1234 * (1 + i) + k / 10}
+            for i in range(2)
+            for k, name in enumerate(("AY", "HH"))
+        ]
+    )
+    more = {"row_probe": rows, "row_probe_classes": classes}
+    page = render({"probe": tables(2)["probe"], **more}, summary(), tmp_path)
+    for text in ("Classes of single rows", "AY", "HH", "0.1234", "0.2234"):
+        assert text in page.text
+    assert "0.2468" not in page.text, "layer 1 reads them worse"
+
+
 def test_a_run_of_weighted_probes_alone_is_a_page(tables, summary, render, tmp_path) -> None:
     known = tables(2)["probe"]
     alone = known[(known["fold"] == "all") & (known["site"] == "resid_post")].head(1)
