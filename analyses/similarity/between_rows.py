@@ -53,23 +53,24 @@ def hsic_between(sums: RowSums, layout: Layout) -> NDArray[np.float64] | None:
         return None
     sizes_g = sums.rows_g.astype(np.float64)
     raw_gd = to_host(sums.sum_gd)
-    mean_d = raw_gd.sum(axis=0) / sizes_g.sum()
-    sum_gd = raw_gd - sizes_g[:, None] * mean_d
+    with np.errstate(invalid="ignore"):
+        mean_d = raw_gd.sum(axis=0) / sizes_g.sum()
+        sum_gd = raw_gd - sizes_g[:, None] * mean_d
     parts = np.full((6, n_groups, n, n), np.nan)
-    for a, panel in zip(layout.left, sums.panels, strict=True):
-        edges = layout.starts[a:] - layout.starts[a]
-        columns = _look(panel, raw_gd, sum_gd, mean_d, layout, a)
-        parts[:, :, a, a:] = np.add.reduceat(columns, edges, axis=2)
-        parts[:5, :, a:, a] = parts[:5, :, a, a:]
-        parts[4, :, a:, a] = parts[5, :, a, a:]  # the only one that is not symmetric
-    blocks = []
-    for a in range(n):
-        own_gd = sum_gd[:, layout.own(a)]
-        blocks.append(own_gd @ own_gd.T)
-        np.fill_diagonal(blocks[-1], 0.0)
-    pairs, rows, towards, within, cross = parts[:5]
-    found = BetweenSums(pairs, rows, cross, towards, within, np.stack(blocks), sizes_g)
-    return np.stack([found.hsic(), *(found.hsic(g) for g in range(n_groups))])
+    blocks_lgg = np.empty((n, n_groups, n_groups))
+    with np.errstate(invalid="ignore", over="ignore"):  # infinite features end as a reason
+        for a, panel in zip(layout.left, sums.panels, strict=True):
+            edges = layout.starts[a:] - layout.starts[a]
+            columns = _look(panel, raw_gd, sum_gd, mean_d, layout, a)
+            parts[:, :, a, a:] = np.add.reduceat(columns, edges, axis=2)
+            parts[:5, :, a:, a] = parts[:5, :, a, a:]
+            parts[4, :, a:, a] = parts[5, :, a, a:]  # the only one that is not symmetric
+            own_gd = sum_gd[:, layout.own(a)]
+            blocks_lgg[a] = own_gd @ own_gd.T
+            np.fill_diagonal(blocks_lgg[a], 0.0)
+        pairs, rows, towards, within, cross = parts[:5]
+        found = BetweenSums(pairs, rows, cross, towards, within, blocks_lgg, sizes_g)
+        return np.stack([found.hsic(), *(found.hsic(g) for g in range(n_groups))])
 
 
 def _look(

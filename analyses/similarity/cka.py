@@ -95,7 +95,7 @@ class CKA:
             raise MissingSitesError(msg)
         kernels = list_kernels(self.kernels, self.bandwidths, self.bandwidth_rule)
         flat = plan_flattened(selection) if self.flattened else FlatPlan()
-        rows_each = 3 * len(kernels) + 2 * self.exact
+        rows_each = 3 * len(kernels) + 3 * self.exact
         _check_table(selection, ((keys, rows_each), (flat.arrays, 3)))
         frames = (
             plan_frames(selection, self.frames_per_sample) if self.frames else FramePlan((), ())

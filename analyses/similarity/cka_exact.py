@@ -177,8 +177,10 @@ def _describe(selection: Selection, groups: Sequence[RowGroup], passes: int) -> 
         multiplications += pairs * float(group.counts.sum())
     arrays = max(len(group.arrays) for group in groups)
     rows = max(int(group.counts.sum()) for group in groups)
-    again = "read once" if passes == 1 else f"{passes} passes: more --memory makes them fewer"
+    fits = f"take at least {passes} passes: more --memory makes them fewer"
+    fits = "fit into one pass" if passes == 1 else fits
     return (
         f"exact CKA of frames: {len(groups)} {'site' if len(groups) == 1 else 'groups of rows'}, "
-        f"up to {arrays} arrays of {rows:,} rows, {multiplications:.1e} multiplications, {again}."
+        f"up to {arrays} arrays of {rows:,} rows, {multiplications:.1e} multiplications; "
+        f"its sums {fits}."
     )

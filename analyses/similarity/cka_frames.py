@@ -88,6 +88,7 @@ def conclude_frames(
         attrs["minibatch_batch"] = "one random frame of each utterance"
         attrs["minibatch_p_value"] = "t test of the jackknife over speakers, one-sided"
         attrs["minibatch_between_groups"] = "HSIC of frames of different speakers, in batches"
+        attrs["minibatch_jackknife_groups"] = max(fold.n_groups for fold in plan.folds)
         attrs["frames_per_sample"] = int(plan.folds[0].draws_nk.shape[1])
     rows = [row for fold in plan.folds for row in _rows(fold, outcome.folds[fold], outcome)]
     views = outcome.selection.source.views

@@ -15,7 +15,7 @@ from ..statistics.resampling import MIN_GROUPS, jackknife_spread
 from .cka_estimate import BETWEEN, Estimate, biased_ceiling, one_sided, to_ratio
 from .cka_exact import ExactGroup, ExactPlan
 from .exact_fold import ExactHsic
-from .pairs import blank, name_pairs
+from .pairs import name_pairs
 from .row_groups import Refused
 
 _ESTIMATORS = ("debiased", "biased")
@@ -62,8 +62,7 @@ def _frames(group: ExactGroup, outcome: Outcome) -> Iterator[pd.DataFrame]:
     )
     head = head.assign(**_describe_pairs(sides, group.rows.samples, outcome))
     why = [faults[a] or faults[b] or "self-similarity not positive" for a, b in sides]
-    estimates = blank(_estimate(group, found), [faults[key] for key in arrays])
-    for name, one in estimates.items():
+    for name, one in _estimate(group, found, [bool(faults[key]) for key in arrays]).items():
         value_p = one.value[a_p, b_p]
         missing = np.isnan(value_p)
         yield head.assign(
@@ -90,38 +89,52 @@ def _describe_pairs(
     }
 
 
-def _estimate(group: ExactGroup, found: Sequence[ExactHsic]) -> dict[str, Estimate]:
+def _estimate(
+    group: ExactGroup, found: Sequence[ExactHsic], bad: Sequence[bool]
+) -> dict[str, Estimate]:
     """Return all estimates of all pairs; groups with sums of their own give the intervals."""
-    unbiased_sll = _join(group, [one.sums.unbiased_sll for one in found])
-    biased_sll = _join(group, [one.sums.biased_sll for one in found])
-    n, rows = group.rows.samples.size, found[0].sums.rows
+    kept_l = np.where(bad, np.nan, 1.0)
+    hsic = {
+        "debiased": _join(group, [one.sums.unbiased_sll for one in found], kept_l),
+        "biased": _join(group, [one.sums.biased_sll for one in found], kept_l),
+    }
+    between = [one.between_sll for one in found if one.between_sll is not None]
+    ceiling_ll = _ceiling(group, found, hsic["debiased"][0])
+    hsic |= {BETWEEN: _join(group, between, kept_l)} if between else {}
+    estimates = {}
+    for name, hsic_sll in hsic.items():
+        value, *left_out = (to_ratio(hsic_ll) for hsic_ll in hsic_sll)
+        half = jackknife_spread(value, left_out, len(left_out))
+        nothing = np.full_like(value, np.nan)
+        test = one_sided(value, half, len(left_out)) if name == BETWEEN else nothing
+        ceiling = nothing if name == BETWEEN else ceiling_ll
+        estimates[name] = Estimate(value, value - half, value + half, ceiling, test)
+    return estimates
+
+
+def _ceiling(
+    group: ExactGroup, found: Sequence[ExactHsic], unbiased_ll: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return what independent data would show if the rows of an utterance were all alike."""
     spread = {
         key: spread
         for tile, one in zip(group.tiles, found, strict=True)
         for key, spread in zip(tile.arrays, one.sums.spread_l, strict=True)
     }
+    rows = found[0].sums.rows
     trace_l = np.asarray([spread[key] for key in group.rows.arrays]) / (rows - 1)
-    self_l = np.diagonal(unbiased_sll[0]) / (rows * (rows - 3))
+    self_l = np.diagonal(unbiased_ll) / (rows * (rows - 3))
     gamma_l = np.square(trace_l) / np.where(self_l > 0, self_l, np.nan)
-    ceiling_ll = biased_ceiling(gamma_l, n)
-    estimates = {}
-    for name, hsic_sll in zip(_ESTIMATORS, (unbiased_sll, biased_sll), strict=True):
-        value, *left_out = (to_ratio(hsic_ll) for hsic_ll in hsic_sll)
-        half = jackknife_spread(value, left_out, len(left_out))
-        nothing = np.full_like(value, np.nan)
-        estimates[name] = Estimate(value, value - half, value + half, ceiling_ll.copy(), nothing)
-    between = [one.between_sll for one in found if one.between_sll is not None]
-    if between:
-        value, *left_out = (to_ratio(hsic_ll) for hsic_ll in _join(group, between))
-        half = jackknife_spread(value, left_out, len(left_out))
-        p_ll = one_sided(value, half, len(left_out))
-        nothing = np.full_like(value, np.nan)
-        estimates[BETWEEN] = Estimate(value, value - half, value + half, nothing, p_ll)
-    return estimates
+    return biased_ceiling(gamma_l, group.rows.samples.size)
 
 
-def _join(group: ExactGroup, parts: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Return what the tiles give in one matrix of all pairs, [1 + groups, arrays, arrays]."""
+def _join(
+    group: ExactGroup, parts: Sequence[NDArray[np.float64]], kept_l: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return what the tiles give in one matrix of all pairs, [1 + groups, arrays, arrays].
+
+    `kept_l` is NaN for arrays that have no similarity, 1 for the others.
+    """
     place = {key: a for a, key in enumerate(group.rows.arrays)}
     n = len(place)
     whole = np.full((len(parts[0]), n, n), np.nan)
@@ -131,7 +144,7 @@ def _join(group: ExactGroup, parts: Sequence[NDArray[np.float64]]) -> NDArray[np
             partners = at[tile.layout.first(a) :]
             values = part[:, a, tile.layout.first(a) :]
             whole[:, int(at[a]), partners] = whole[:, partners, int(at[a])] = values
-    return whole
+    return np.where(np.isnan(np.outer(kept_l, kept_l)), np.nan, whole)
 
 
 def _refused(refused: Sequence[Refused], outcome: Outcome) -> Iterator[pd.DataFrame]:

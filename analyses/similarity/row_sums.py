@@ -231,11 +231,14 @@ class _Part:
             mean_d = total(sums.sum_gd) / max(rows, 1)
             square_l = np.add.reduceat(np.square(mean_d), layout.starts)
             bent_ll = np.add.reduceat(mean_d[:, None] * total(sums.cross_gdl), layout.starts)
-        return cls(rows, mean_d, square_l, total(sums.trace_gl), bent_ll, total(sums.square_gll))
+            trace_l, square_ll = total(sums.trace_gl), total(sums.square_gll)
+        return cls(rows, mean_d, square_l, trace_l, bent_ll, square_ll)
 
     @property
     def spread_l(self) -> NDArray[np.float64]:
-        return self.trace_l - self.rows * self.square_l
+        """Σ |x - m|² of every array."""
+        with np.errstate(invalid="ignore"):
+            return self.trace_l - self.rows * self.square_l
 
     def debias(self, norms_ll: NDArray, mixed_ll: NDArray) -> NDArray[np.float64]:
         """Return n(n - 3) HSIC₁ from ‖C̃‖² and m'C m; NaN below 4 rows."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,7 +74,7 @@ def speakers(n: int) -> dict[str, list[str]]:
     return {"speakers": [f"s{i % 4}" for i in range(n)], "ids": [f"u{i}" for i in range(n)]}
 
 
-def exact(store, **options):
+def exact(store, **options) -> Any:
     """Return the exact rows of the table."""
     names = [CKA(exact=True, frames=False, permutations=0)]
     table = to_tables(analyze(store, names, **options))["cka"]
@@ -147,7 +148,7 @@ def test_several_passes_give_the_same(tmp_path, make_store, one):
     table = exact(store, memory="2MB", workers=1, notify=notes.append)
     assert table.attrs["passes"] > 1
     assert notes[0].startswith("exact CKA of frames: 1 site, up to 4 arrays of 60 rows, 6.0e+06 ")
-    assert notes[0].endswith("passes: more --memory makes them fewer.")
+    assert notes[0].endswith("take at least 3 passes: more --memory makes them fewer.")
     assert len(table) == 2 * 10
     flat = [x.reshape(-1, 100) for x in layers]
     for a in range(4):
@@ -201,7 +202,7 @@ def test_rows_of_different_speakers_are_those_of_the_gram_form(tmp_path, make_st
 
 
 def test_rows_of_one_utterance_are_no_similarity(tmp_path, make_store, one):
-    """Layers of 40 features that share nothing but that an utterance's rows are alike: about .35."""
+    """Layers of 40 features that share nothing but that an utterance's rows are alike: .32."""
     rng = np.random.default_rng(8)
     shape = (60, 1, 40), (60, 5, 40)
     layers = [rng.normal(size=shape[0]) + 0.3 * rng.normal(size=shape[1]) for _ in range(2)]
@@ -240,11 +241,15 @@ def test_captures_are_compared_where_their_rows_match(tmp_path, make_store, laye
     assert one(table, capture_a="c", capture_b="c", estimator="biased")["value"] == pytest.approx(1)
 
 
-def test_constant_and_broken_features_have_reasons(tmp_path, make_store, layers, one):
+@pytest.mark.parametrize(("wrong", "n_groups"), [(np.nan, 4), (np.inf, 6)])
+def test_constant_and_broken_features_have_reasons(
+    tmp_path, make_store, layers, one, wrong, n_groups
+):
     constant = np.full_like(layers[0], 0.1)
     broken = layers[1].copy()
-    broken[20, 3, 2] = np.nan
-    table = exact(make_store(tmp_path / "s", [layers[0], constant, broken], **speakers(24)))
+    broken[20, 3, 2] = wrong
+    names = [f"s{i % n_groups}" for i in range(24)]
+    table = exact(make_store(tmp_path / "s", [layers[0], constant, broken], speakers=names))
     for b, reason in (
         (1, "constant features: resid_post layer 1"),
         (2, "NaN or infinite features"),
@@ -264,14 +269,14 @@ def test_tiny_and_huge_features_are_as_good_as_others(tmp_path, make_store, laye
 
 
 def test_independent_rows_agree_with_minibatch(tmp_path, make_store, one):
-    """Rows that do not depend on each other: minibatch is off by its own error alone, .004."""
+    """Rows that do not depend on each other: minibatch is off by its own error alone, .002."""
     rng = np.random.default_rng(4)
     shared = rng.normal(size=(150, 8, 4))
     layers = [shared @ rng.normal(size=(4, 6)) + rng.normal(size=(150, 8, 6)) for _ in range(2)]
     table = to_tables(analyze(make_store(tmp_path / "s", layers), [CKA(exact=True)]))["cka"]
     frame = table[(table["granularity"] == "frame") & (table["layer_a"] != table["layer_b"])]
     found = frame.set_index("estimator")["value"]
-    assert found["debiased"] == pytest.approx(found["minibatch"], abs=0.015)
+    assert found["debiased"] == pytest.approx(found["minibatch"], abs=0.01)
     assert found["biased"] == pytest.approx(found["debiased"], abs=0.01)  # 1,200 rows, 6 features
 
 

@@ -69,6 +69,20 @@ def test_a_run_in_small_blocks_and_panels(study, fake) -> None:
     )
 
 
+def test_whole_samples_and_frames_of_speakers(tmp_path, make_store, fake) -> None:
+    rng = np.random.default_rng(3)
+    layers = [rng.normal(size=(24, 4, 6)).astype(np.float32) for _ in range(2)]
+    path = make_store(tmp_path / "s", layers, speakers=[f"s{i % 6}" for i in range(24)])
+    options = ["cka.flattened=true"]
+    cpu, cuda = (
+        to_tables(analyze(path, ["cka"], options=options, device=device))["cka"]
+        for device in ("cpu", "cuda")
+    )
+    assert {"flattened", "frame", "pooled"} == set(cuda["granularity"])
+    for column in ("value", "value_low", "p_value"):
+        np.testing.assert_allclose(cuda[column], cpu[column], atol=1e-10)
+
+
 def test_an_unknown_device(study) -> None:
     with pytest.raises(AnalysisInputError, match="unknown device 'gpu'; known: cpu, cuda"):
         analyze(study.path, ["svd"], device="gpu")
