@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ..store import Capture, SiteInfo, Store, match_rows, open_store
+from ..store import Capture, SiteInfo, Store, look_up_rows, open_store
 from .fold import ArrayKey, Block, Piece
 from .slab import SlabMemory
 from .views import AddedColumn, View, added_columns, base_of, view_of
@@ -133,7 +133,7 @@ class Source:
         runs = _slices(column.index_n[held])
         values = [capture.read_rows(key.site, None, run)[:, 0] for run in runs]
         positions = [capture.read_positions(stream, run) for run in runs]
-        found = match_rows(
+        found = look_up_rows(
             (np.repeat(samples, counts), self.read_positions(view.name, stream, samples)),
             (np.repeat(held, column.rows_n[held]), np.concatenate([_NO_ROWS, *positions])),
             np.concatenate([np.empty(0, "f4"), *values]),

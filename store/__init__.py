@@ -41,7 +41,7 @@ from .repair_plan import Withdrawn as Withdrawn
 from .results import read_results as read_results
 from .results import write_results as write_results
 from .row_columns import RowColumn as RowColumn
-from .row_columns import match_rows as match_rows
+from .row_columns import look_up_rows as look_up_rows
 from .row_tables import TableReport as TableReport
 from .row_tables import add_row_table as add_row_table
 from .seal import SealReport as SealReport

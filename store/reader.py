@@ -17,7 +17,7 @@ from .errors import InvalidStoreError, MissingCaptureError, MissingSiteError
 from .manifest import Manifest, read_manifest
 from .records import RecordLog
 from .root import COPY_OF, root_attributes
-from .row_columns import RowColumn, match_rows, row_column_of
+from .row_columns import RowColumn, look_up_rows, row_column_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -120,7 +120,7 @@ class Store:
         own_n = np.array([number.get(id, -1) for id in ids], dtype=np.int64)
         sample_n = np.repeat(own_n, rows.row_counts(column.stream)[samples])
         every_n = np.repeat(np.arange(len(held)), held.row_counts(column.stream))
-        return match_rows(
+        return look_up_rows(
             (sample_n, rows.read_positions(column.stream, samples)),
             (every_n, held.read_positions(column.stream)),
             held.read_rows(name, None)[:, 0],

@@ -60,7 +60,7 @@ def class_names(definition: CaptureDefinition, site: str) -> tuple[str, ...]:
     return _texts(names.get(site)) if isinstance(names, Mapping) else ()
 
 
-def match_rows(
+def look_up_rows(
     wanted: tuple[NDArray[np.int64], NDArray[np.int64]],
     held: tuple[NDArray[np.int64], NDArray[np.int64]],
     values: NDArray[Any],

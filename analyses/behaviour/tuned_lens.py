@@ -117,7 +117,7 @@ def _why_unfitted(view: View, samples: NDArray[np.int64], analysis: TunedLens) -
         where, hint = "", ""
         if not analysis.fit_exposed and samples.size < view.samples.size:
             where = " outside of the training part"
-            hint = "; TunedLens(fit_exposed=True) fits on the training part too"
+            hint = "; `--option tuned_lens.fit_exposed=true` fits on the training part too"
         return (
             f"{n_groups} {view.group_name or 'group'}s{where}; at least {MIN_GROUPS} are needed: "
             f"one is left out, one chooses the penalty{hint}"

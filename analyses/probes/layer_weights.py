@@ -129,16 +129,21 @@ def _conclude(analysis: LayerWeights, sites: Sites, outcome: Outcome) -> dict[st
         )
         for head in mine:
             weights += _tabulate(sites[head], found[head], task)
-    scale = "each layer standardised on the training part" if analysis.normalise else "one for all"
-    attrs = {
-        **describe_probe(Probe(c=analysis.c, by=analysis.by)),
-        "weighted": f"logistic on Σ softmax(w)_l x_l, penalty of w {analysis.layer_penalty}, "
-        f"scale: {scale}; no control sets",
-    }
+    attrs = _describe(analysis)
     spread = {"weight": "mean over folds; low and high: the smallest and largest of them"}
     return {
         "probe": Table(pd.DataFrame(rows), attrs),
         "probe_weights": Table(pd.DataFrame(weights), {**attrs, **spread}),
+    }
+
+
+def _describe(analysis: LayerWeights) -> dict[str, object]:
+    """Return how the tables were made."""
+    scale = "each layer standardised on the training part" if analysis.normalise else "one for all"
+    return {
+        **describe_probe(Probe(c=analysis.c, by=analysis.by)),
+        "weighted": f"logistic on Σ softmax(w)_l x_l, penalty of w {analysis.layer_penalty}, "
+        f"scale: {scale}; no control sets",
     }
 
 

@@ -76,6 +76,23 @@ class Inner:
         return out
 
 
+def count_bytes(n: int, width: int, largest: int) -> int:
+    """Return the memory that choosing ridge's penalty takes beyond five copies of the features.
+
+    Parameters
+    ----------
+    n, width, largest
+        Samples, features, samples of the largest group.
+
+    Notes
+    -----
+    The eigenbasis and its damped copy, the products with their eigenvectors, and the hat matrix of
+    the group that is left out inside, with what is solved.
+    """
+    rank = min(n, width)
+    return 8 * (2 * n * rank + 3 * rank**2 + 3 * largest**2)
+
+
 def choose_ridge(inner: Inner) -> float:
     """Return the penalty with the best UAR over the inner groups.
 

@@ -16,7 +16,7 @@ from ..fold import ArrayKey
 from ..memory import USABLE, format_bytes
 from ..plan import Outcome, Plan, Table
 from ..selection import Selection, matches
-from . import closed_form
+from . import closed_form, nested
 from .left_out import Predicted, predict_closed_form, predict_logistic
 from .logistic import count_bytes
 from .nested import PENALTIES
@@ -156,8 +156,11 @@ def _count_bytes(probe: Probe, key: ArrayKey, selection: Selection) -> int:
     n, width = view.samples.size, view.info(selection.stored_key(key)).width
     columns = (probe.shuffles + 1) * len(set(view.label_n[view.samples].tolist()))
     grouping = find_grouping(selection.source, view, probe.by)
-    groups = len(set(grouping.group_n[view.samples].tolist()))
+    sizes = np.unique(grouping.group_n[view.samples].astype(str), return_counts=True)[1]
+    groups = sizes.size
     closed = closed_form.count_bytes(n, width, groups, columns)
+    if probe.c == "nested":
+        closed += nested.count_bytes(n, width, int(sizes.max(initial=0)))
     fit = max(count_bytes(n, width, columns), closed if set(probe.probes) - {"logistic"} else 0)
     return 5 * 8 * n * width + fit
 

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .curves import caption, capture_curves, curve_panel
-from .frames import having, in_order, not_computed, number, prefer, strings, values, where
+from .frames import (
+    having,
+    in_order,
+    leading_mask,
+    not_computed,
+    number,
+    strings,
+    take,
+    values,
+    where,
+)
 from .section import FigureGroup, Section
 from .tables import view
 
@@ -27,7 +37,9 @@ RATIOS = {
 
 def contribution_section(table: pd.DataFrame, study: Study) -> Section:
     """Return norm ratios and cosines by layer, a panel per component."""
-    rows = prefer(table, "mask", "valid")
+    rows = leading_mask(table)
+    others = take(table, np.isin(strings(table, "mask"), ["pad", "all"]))
+    others = others.loc[others.index.difference(rows.index, sort=False)]
     estimator = "mean over the frames of each sample, then over samples"
     groups = [
         _group(rows, study, "ratio_mean", "Size of what is added", estimator),
@@ -35,6 +47,10 @@ def contribution_section(table: pd.DataFrame, study: Study) -> Section:
     ]
     found = _findings(rows, study)
     title = "Contributions by capture, layer and component"
+    tables = [view(rows, key="contribution", title=title)] if len(rows) else []
+    if len(others):
+        title = "The same of padding, and of all frames"
+        tables.append(view(others, key="contribution", title=title))
     return Section(
         key="contribution",
         title="Contribution of layers",
@@ -42,8 +58,8 @@ def contribution_section(table: pd.DataFrame, study: Study) -> Section:
         findings=list(found.values()),
         headline=[found[name] for name in ("layer", "lora") if name in found],
         figures=[group for group in groups if group is not None],
-        tables=[view(rows, key="contribution", title=title)] if len(rows) else [],
-        missing=not_computed(table, "ratio_mean", "ratio"),
+        tables=tables,
+        missing=not_computed(rows, "ratio_mean", "ratio"),
     )
 
 

@@ -34,7 +34,7 @@ _SHOWN = (
     *("capture", "site", "layer", "kl_final_layer", "kl_final_layer_low", "kl_final_layer_high"),
     *("lens_kl_final_layer", "delta_kl_final_layer", "delta_kl_final_layer_low"),
     *("delta_kl_final_layer_high", "chance_kl", "overlap", "lens_overlap", "uar", "lens_uar"),
-    *("penalty", "n", "exposed", "reason"),
+    *("n", "exposed", "reason"),
 )
 """Columns of the tuned lens that the page shows; the others are in the table's file."""
 

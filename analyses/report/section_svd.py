@@ -184,7 +184,7 @@ def _shared_group(shared: pd.DataFrame, study: Study) -> FigureGroup | None:
         part = where(rows, "site", site)
         lines = capture_curves(part, study, y="overlap")
         ends = [float(layers[site].min()), float(layers[site].max())]
-        chance = Series("random", ends, [first(part, "overlap_random")] * 2, style=None)
+        chance = Series("unrelated", ends, [first(part, "overlap_random")] * 2, style=None)
         name, label = f"svd-shared-{i}", "overlap"
         panels.append(curve_panel(name, site, [*lines, chance], y_label=label, y_limits=(0, 1.02)))
     if not panels:
@@ -192,7 +192,9 @@ def _shared_group(shared: pd.DataFrame, study: Study) -> FigureGroup | None:
     shown = take(rows, np.isin(strings(rows, "site"), drawn))
     estimator = "squared cosines of the spans of the first 4 principal directions"
     text = caption(shown, estimator=estimator, value="overlap", unit="rows")
-    text += f" 1: the same span as in {study.reference}; random: what unrelated spans share."
+    text += (
+        f" 1: the same span as in {study.reference}; unrelated: random spans of as many directions."
+    )
     return FigureGroup(f"Directions shared with {study.reference}", panels, text)
 
 
@@ -205,7 +207,7 @@ def _shared_findings(shared: pd.DataFrame, study: Study) -> list[str]:
         mean, chance = (float(values(part, x).mean()) for x in ("overlap", "overlap_random"))
         sentences.append(
             f"{site}: {study.adapted} shares {number(mean)} of its first 4 directions with "
-            f"{study.reference} (mean over layers; random: {number(chance)})."
+            f"{study.reference} (mean over layers; random spans: {number(chance)})."
         )
     return sentences
 

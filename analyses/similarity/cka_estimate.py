@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from ..engine import Runner, count_cores
 from ..statistics.resampling import jackknife_spread
 from . import between
-from .gram import choose_dtype, sum_pairs
+from .gram import DEAR, choose_dtype, sum_pairs
 from .hsic import HsicSums, hsic
 from .moments import find_moments
 
@@ -166,8 +167,8 @@ def linear_cka(
     Notes
     -----
     Centred first, so that an offset changes nothing. In float64; products of float32 features in
-    float32 where they are more than 5e9 (`DEAR` of gram.py), with errors below 1e-6. O(arrays ·
-    samples · features) memory.
+    float32 where they are more than 5e9 (`DEAR` of gram.py), with errors below 1e-6; so many run
+    on all cores. O(arrays · samples · features) memory.
     """
     n = features[0].shape[0]
     if any(x.shape[0] != n for x in features):
@@ -183,4 +184,10 @@ def linear_cka(
     multiplications = float(n) ** 2 * sum(x.shape[1] for x in features)
     single = all(x.dtype == np.float32 for x in features)
     dtype = choose_dtype(multiplications, single=single, device="cpu")
-    return estimate(sum_pairs(read, find_moments(read, len(features), n), group_n, dtype=dtype))
+    if multiplications <= DEAR["cpu"]:
+        moments = find_moments(read, len(features), n)
+        return estimate(sum_pairs(read, moments, group_n, dtype=dtype))
+    runner = Runner(count_cores())
+    moments = find_moments(read, len(features), n, mapper=runner.map)
+    sums = sum_pairs(read, moments, group_n, dtype=dtype, mapper=runner.map, workers=runner.workers)
+    return runner.map(estimate, [sums])[0]

@@ -194,7 +194,7 @@ def _sum(work: Work, gaussian: Gaussian | None, attrs: dict[str, object]) -> Hsi
         gaussian=gaussian,
         dtype=work.dtype,
         panel_rows=work.panel,
-        tile_bytes=max(2**20, min(_TILE_BYTES, work.room // (8 + runner.workers))),
+        tile_bytes=max(2**20, min(_TILE_BYTES, work.room // 16)),
         mapper=runner.map,
         workers=runner.workers,
         device=runner.device,

@@ -85,7 +85,8 @@ def sum_pairs(  # noqa: PLR0913 - all but three optional
         Size of the block of the Gram matrices of all arrays together that is held. Workers share
         it; each may hold a copy of an eighth of it for sums by columns.
     mapper, workers
-        What runs arrays and parts of blocks, and how many at a time; sums do not depend on either.
+        What runs arrays and parts of blocks, and how many at a time (who calls counts the copies
+        that they hold); sums do not depend on either.
     device
         Where panels are held and multiplied: `cpu` or `cuda`.
 

@@ -17,9 +17,9 @@ FEWEST = 199
 """Where a thousand are too dear, at least so many are drawn, or none."""
 CHEAP = 5e10
 """Multiplications that are spent without having been asked for; a core does them in 1 to 2 s."""
-_BATCH = 8
+_BATCH = 4
 """Permutations whose products are taken together."""
-_CHUNK = 512
+_CHUNK = 1024
 """Pairs of samples of each that are moved before they are multiplied, still in the cache."""
 _TIE = 1e-6
 """Statistics closer than this part of the self-similarities are the same: float32 sums."""
@@ -38,7 +38,8 @@ def count_work(n: int, n_arrays: int, permutations: int) -> float:
 def count_bytes(n: int, n_arrays: int, permutations: int, workers: int) -> int:
     """Return the memory that `permute` and what it is given take."""
     pairs = n * (n - 1) // 2
-    each = _BATCH * (min(pairs, _CHUNK) * (4 * n_arrays + 24) + 24 * n_arrays**2)
+    moved = _BATCH * min(_CHUNK, -(-pairs // _BATCH))
+    each = moved * (4 * n_arrays + 24) + (13 * _BATCH + 8) * n_arrays**2
     return 4 * pairs * n_arrays + 16 * pairs + 4 * n * n + 4 * permutations * n + workers * each
 
 
@@ -75,8 +76,9 @@ class _Work:
         for first in range(0, len(orders_bn), _BATCH):
             orders_nb = np.ascontiguousarray(orders_bn[first : first + _BATCH].T)
             sums = np.zeros((n_arrays, orders_nb.shape[1] * n_arrays))
-            for start in range(0, len(self.u_ml), _CHUNK):
-                part = slice(start, start + _CHUNK)
+            chunk = min(_CHUNK, -(-len(self.u_ml) // _BATCH))  # small ones take no more than one
+            for start in range(0, len(self.u_ml), chunk):
+                part = slice(start, start + chunk)
                 rows_mb, columns_mb = orders_nb[self.rows_m[part]], orders_nb[self.columns_m[part]]
                 moved_mbl = self.u_ml.take(self.place_nn[rows_mb, columns_mb], axis=0)
                 sums += self.u_ml[part].T @ moved_mbl.reshape(len(moved_mbl), -1)

@@ -112,18 +112,13 @@ def compare_tables(one: dict, other: dict) -> None:
                 np.testing.assert_array_equal(b, a, err_msg=f"{name}.{column}")
 
 
-@pytest.fixture(scope="module")
-def whole(study):
-    return analyze(study.path, workers=1)
-
-
 @pytest.mark.parametrize(("workers", "memory"), [(3, "2GiB"), (1, "3MiB"), (2, "6MiB")])
-def test_all_tables_agree_under_any_memory_and_workers(study, whole, workers, memory) -> None:
+def test_all_tables_agree_under_any_memory_and_workers(study, results, workers, memory) -> None:
     found = analyze(study.path, workers=workers, memory=memory)
     assert (
         found["svd"].attrs["passes"] == 1 if memory == "2GiB" else found["svd"].attrs["passes"] > 1
     )
-    compare_tables(whole, found)
+    compare_tables(results, found)
 
 
 def test_every_array_is_read_once(study, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,12 +200,12 @@ def test_errors_of_a_fold_come_out(study) -> None:
         run_passes(source, [one], Runner(1))
 
 
-def test_a_cluster_gives_the_same(study, whole) -> None:
+def test_a_cluster_gives_the_same(study, results) -> None:
     """Two worker processes of dask.distributed, reached by address, that open the store themselves."""
     from distributed import LocalCluster
 
     options = {"n_workers": 2, "threads_per_worker": 1, "processes": True}
     with LocalCluster(**options, dashboard_address=None) as cluster:  # type: ignore[arg-type]
         found = analyze(study.path, scheduler=cluster.scheduler_address)
-    compare_tables(whole, found)
-    assert set(to_tables(found)) == set(whole)
+    compare_tables(results, found)
+    assert set(to_tables(found)) == set(results)

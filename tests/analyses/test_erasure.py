@@ -151,6 +151,7 @@ def test_filters(path) -> None:
     assert names(captures=["lora", "lora.lora_off"]) == every
 
 
+@pytest.mark.usefixtures("unwritten_pictures")
 def test_other_analyses_see_the_captures_alone(path, tmp_path) -> None:
     results = analyze(path)
     tables = to_tables(results)

@@ -1,5 +1,7 @@
 """Penalties chosen inside the training part; another group left out."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -7,6 +9,7 @@ from sklearn.metrics import recall_score
 from sklearn.preprocessing import StandardScaler
 
 from lorascope.analyses import AnalysisInputError, Probe, analyze, to_tables
+from lorascope.analyses.probes import closed_form, nested
 from lorascope.analyses.probes.closed_form import train_folds
 from lorascope.analyses.probes.left_out import predict_closed_form, predict_logistic
 from lorascope.analyses.probes.nested import PENALTIES, Inner
@@ -129,3 +132,16 @@ def test_a_group_that_is_not_there_is_refused_with_those_that_are(sessions, stud
 def test_options_out_of_range_are_refused(study, probe, message) -> None:
     with pytest.raises(AnalysisInputError, match=message):
         analyze(study.path, [probe])
+
+
+def test_nested_ridge_stays_within_what_is_counted() -> None:
+    """Few large groups: the hat matrix of one of them is more than the features five times."""
+    n, width, groups = 600, 60, 3
+    x, task = make_task(n, width, groups=groups)
+    tracemalloc.start()
+    predict_closed_form(x, task, penalty=None, shrinkage=None)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    fixed = 5 * 8 * n * width + closed_form.count_bytes(n, width, groups, 3)
+    counted = fixed + nested.count_bytes(n, width, n // groups)
+    assert fixed < peak < counted

@@ -44,7 +44,7 @@ def refit(
     def loss(point: np.ndarray) -> tuple[float, np.ndarray]:
         said = log_softmax(offset + x @ point.reshape(-1, k), axis=1)
         slope = (x.T @ (np.exp(said) - np.exp(model)) / n).ravel() + penalty * point
-        return kl(model, said).mean() + penalty / 2 * point @ point, slope
+        return float(kl(model, said).mean() + penalty / 2 * point @ point), slope
 
     def hessian(point: np.ndarray) -> np.ndarray:
         p = np.exp(log_softmax(offset + x @ point.reshape(-1, k), axis=1))
@@ -100,7 +100,7 @@ def test_the_penalty_is_that_of_refits_of_every_inner_fold() -> None:
             v, c = refit(train[used], offset[~held][used], model[~held][used], penalty)
             said = log_softmax(offset[~held] + train @ v + c, axis=1)
             total += kl(model[~held], said)[~used].sum()
-        scores.append(total / used.size)
+        scores.append(total / own.size)
     best = PENALTIES[int(np.argmin(scores))]
     assert best not in (PENALTIES[0], PENALTIES[-1])  # the choice has something to choose
     assert choose_penalty(design, offset[~held], model[~held], group[~held]) == best

@@ -48,6 +48,7 @@ def test_a_frame_has_what_holds_its_middle(path, tmp_path):
     np.testing.assert_array_equal(
         read(path, "phone"), [2, 2, 2, -1, 1, 0, 0, -1, -1, -1, *[np.nan] * 5]
     )
+    assert next(iter(open_store(path).batches("resid_post", 0, 9))).shape == (9, 3), "one capture"
     pitch = [1, 1, 1, np.nan, np.nan, 120.5, 120.5, 99, 99, 99, *[np.nan] * 5]
     np.testing.assert_array_equal(read(path, "pitch"), pitch)
 

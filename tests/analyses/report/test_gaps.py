@@ -37,6 +37,7 @@ NAMES = (
 
 
 @pytest.mark.parametrize("name", [None, *NAMES])
+@pytest.mark.usefixtures("unwritten_pictures")
 def test_a_missing_analysis_is_named_with_its_reason(name, tables, render, tmp_path) -> None:
     present = {name: tables(2)[name]} if name else {}
     page = render(present, {"skipped": {"lens": "lens needs a head."}}, tmp_path)

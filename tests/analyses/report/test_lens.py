@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import pytest
 
 
 def tuned_table(reason: str = "") -> pd.DataFrame:
@@ -21,7 +22,7 @@ def tuned_table(reason: str = "") -> pd.DataFrame:
 
 
 def test_the_tuned_lens_is_drawn_beside_the_lens(tables, summary, render, tmp_path) -> None:
-    page = render({"lens": tables()["lens"], "tuned_lens": tuned_table()}, summary(), tmp_path)
+    page = render({"tuned_lens": tuned_table()}, summary(), tmp_path)
     assert "A translator before the head" in page.text
     assert "Dotted: the lens on the same samples." in page.text
     sentence = "nearer to the answer at 2 of 3 layers, interval below 0"
@@ -29,10 +30,9 @@ def test_the_tuned_lens_is_drawn_beside_the_lens(tables, summary, render, tmp_pa
     # 0.3 + 0.1 < 0.7 at layer 1, 0.9 + 0.1 > 0.7 at layer 0
     assert "than the mean answer (KL 0.70) first at layer 1: KL 0.30 [0.20, 0.40]." in page.text
     assert (tmp_path / "figures" / "lens-tuned-kl-final-layer.svg").is_file()
-    without = render({"lens": tables()["lens"]}, summary(), tmp_path / "without")
-    assert "translator" not in without.text
 
 
+@pytest.mark.usefixtures("unwritten_pictures")
 def test_a_tuned_lens_without_values_gives_its_reasons(tables, summary, render, tmp_path) -> None:
     empty = tuned_table(reason="2 speakers")
     numbers = [name for name in empty.columns if empty[name].dtype == np.float64]
@@ -40,3 +40,8 @@ def test_a_tuned_lens_without_values_gives_its_reasons(tables, summary, render, 
     page = render({"lens": tables()["lens"], "tuned_lens": empty}, summary(), tmp_path)
     assert "tuned lens, 3 rows (lora; resid_post): 2 speakers" in page.text
     assert "A translator before the head" not in page.text
+
+
+@pytest.mark.usefixtures("unwritten_pictures")
+def test_a_run_without_it_says_nothing_of_it(tables, summary, render, tmp_path) -> None:
+    assert "translator" not in render({"lens": tables()["lens"]}, summary(), tmp_path).text

@@ -51,6 +51,12 @@ def test_every_caption_says_how_the_numbers_came_about(page) -> None:
     assert sum("mask: all frames" in text for text in captions) == 4
 
 
+def test_shared_directions_are_said_beside_those_of_random_spans(page) -> None:
+    text = " ".join(page.text.split())
+    shares = "resid_post: lora shares 0.75 of its first 4 directions with frozen"
+    assert f"{shares} (mean over layers; random spans: 0.06)." in text
+
+
 def test_the_summary_gives_the_numbers_of_the_tables(page) -> None:
     answers = " ".join(page.texts["dl"][0].split())
     assert "lora reaches UAR 0.80 [0.70, 0.90] and WAR 0.75 (N = 12; chance is 0.50)." in answers

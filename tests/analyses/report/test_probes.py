@@ -1,6 +1,9 @@
 """The report on probes: the logistic one is drawn, the others are tables."""
 
 import pandas as pd
+import pytest
+
+pytestmark = pytest.mark.usefixtures("unwritten_pictures")
 
 
 def test_other_probes_stand_in_a_table_of_their_own(tables, summary, render, tmp_path) -> None:

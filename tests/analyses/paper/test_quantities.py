@@ -4,103 +4,16 @@ The references are written from its description with plain loops and numpy, in f
 published code is in float32.
 """
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from lorascope.analyses import AnalysisInputError, MissingSitesError, analyze, to_tables
 from lorascope.analyses.paper.faults import BY_NAME, FAULTS
 from lorascope.analyses.paper.lens import mean_divergence
-from lorascope.store import Output, Site, create_store
+from lorascope.store import open_store
 
-LABELS = ["anger", "calm"]
-N, FRAMES, WIDTH, RANK = 12, 9, 6, 3
-SITES = {
-    "embed": (None, WIDTH),
-    "resid_post": ([0, 1], WIDTH),
-    "attn_out": ([0, 1], WIDTH),
-    "mlp_out": ([0, 1], WIDTH),
-    "lora_a.v": ([0, 1], RANK),
-    "lora_b.v": ([0, 1], WIDTH),
-    "grad.lora_a.v": ([0, 1], RANK),
-    "grad.lora_b.v": ([0, 1], WIDTH),
-}
-CAPTURES = {"untrained": (["head"], "peft"), "random": (["head"], "normal"), "lora": (None, "peft")}
+N, FRAMES = 12, 9  # of the store in conftest.py
 VALID = np.asarray([3 + i % 4 for i in range(N)])
-
-
-def _values(capture: str, i: int) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng([list(CAPTURES).index(capture), i])
-    out = {}
-    for name, (layers, width) in SITES.items():
-        x = rng.normal(size=(len(layers or [0]), FRAMES, width))
-        x[:, VALID[i] :] = 3.0 + 0.1 * x[:, VALID[i] :]  # padding is nearly the same everywhere
-        if capture == "untrained" and name in {"lora_b.v", "grad.lora_a.v"}:
-            x[:] = 0
-        out[name] = (x if layers else x[0]).astype(np.float32)
-    return out
-
-
-def _write(path: Path, frames: str = "all", sites: tuple[str, ...] = tuple(SITES)) -> Path:
-    for capture, (trained, init) in CAPTURES.items():
-        rows = [Site(s, SITES[s][0], SITES[s][1], stream="encoder") for s in sites]
-        pool = Site("resid_post.mean_all_normed", [0, 1], WIDTH, kind="sample")
-        attrs = {
-            "labels": LABELS,
-            "trained": trained or ["head", "adapter"],
-            "adapter": {"r": WIDTH, "alpha": 12, "scaling": 2.0, "init": init},
-            "record": {"frames": frames},
-        }
-        rng = np.random.default_rng(9)
-        head = {
-            "head.projector.weight": rng.normal(size=(4, WIDTH)),
-            "head.projector.bias": rng.normal(size=4),
-            "head.classifier.weight": rng.normal(size=(2, 4)),
-            "head.classifier.bias": rng.normal(size=2),
-        }
-        with create_store(
-            path, capture=capture, sites=[*rows, pool], outputs=[Output("logits", (2,))],
-            config={"c": capture}, attrs=attrs, segment_samples=5,
-        ) as writer:  # fmt: skip
-            for i in range(N):
-                values = {name: x for name, x in _values(capture, i).items() if name in sites}
-                if frames != "all":
-                    values = {k: x[..., : VALID[i], :] for k, x in values.items()}
-                rng = np.random.default_rng([7, i])
-                values["resid_post.mean_all_normed"] = rng.normal(size=(2, WIDTH))
-                writer.append(
-                    f"u{i}", values, label=LABELS[i % 2], groups={"speaker": f"s{i % 4}"},
-                    exposed=i % 4 == 0, outputs={"logits": rng.normal(size=2)},
-                    columns={"valid_frames": int(VALID[i])},
-                )  # fmt: skip
-            writer.write_parameters({k: v.astype(np.float32) for k, v in head.items()})
-    return path
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory) -> Path:
-    return _write(tmp_path_factory.mktemp("paper") / "s.zarr")
-
-
-@pytest.fixture(scope="module")
-def table(store):
-    return to_tables(analyze(store, variant="paper", workers=1))["paper"]
-
-
-@pytest.fixture(scope="module")
-def rows() -> dict[tuple[str, str, int], list[np.ndarray]]:
-    """Return the float64 rows of each sample of each array, padding included."""
-    out: dict[tuple[str, str, int], list[np.ndarray]] = {}
-    for capture in CAPTURES:
-        for i in range(N):
-            for name, x in _values(capture, i).items():
-                layers = SITES[name][0]
-                for layer in layers or [-1]:
-                    part = x[layer] if layers else x
-                    out.setdefault((capture, name, layer), []).append(part.astype(np.float64))
-    return out
+LORA_SITES = ("lora_a.v", "lora_b.v", "grad.lora_a.v", "grad.lora_b.v")
 
 
 def test_every_fault_is_described_and_switched(table) -> None:
@@ -151,7 +64,7 @@ def _sv90(x: np.ndarray) -> int:
 
 
 def test_spectra(table, rows, one) -> None:
-    every = {site: np.concatenate(rows["lora", site, 1]) for site in SITES if "lora" in site}
+    every = {site: np.concatenate(rows["lora", site, 1]) for site in LORA_SITES}
     where = {"quantity": "sv90", "capture": "lora", "layer": 1}
     for site, x in every.items():
         shown = every["grad.lora_a.v"] if site == "grad.lora_b.v" else x
@@ -226,8 +139,6 @@ def test_cka(table, rows, one) -> None:
 
 
 def test_lens_without_the_norm_reads_the_mean_of_all_rows(table, rows, one, store) -> None:
-    from lorascope.store import open_store
-
     capture = open_store(store).capture("lora")
     head = {k: np.asarray(v, np.float64) for k, v in dict(capture.parameters).items()}
     x = np.stack([r.mean(0) for r in rows["lora", "resid_post", 0]])
@@ -242,8 +153,6 @@ def test_lens_without_the_norm_reads_the_mean_of_all_rows(table, rows, one, stor
 
 
 def test_scores(table, store, one) -> None:
-    from lorascope.store import open_store
-
     logits = np.asarray(open_store(store).capture("lora").read_output("logits"))
     true, speaker = np.arange(N) % 2, np.arange(N) % 4
     hit = logits.argmax(1) == true
@@ -256,58 +165,3 @@ def test_scores(table, store, one) -> None:
     each = [float(np.mean(hit[speaker == s])) for s in (1, 2, 3)]
     value = one(table, quantity="score_std", fault="all", **where)["value"]
     assert value == pytest.approx(np.std(each, ddof=0))
-
-
-def test_faults_and_names_restrict(store) -> None:
-    results = analyze(store, ["svd"], variant="paper", faults=["uncentred"], workers=1)
-    assert set(results) == {"paper", "svd", "spectrum", "angles"}
-    assert results["paper"].attrs["variant"] == "paper"
-    assert json.loads(results["paper"].attrs["faults"]) == ["uncentred"]
-    found = to_tables(results)["paper"]
-    assert set(found["part"]) == {"svd"}
-    assert set(found["fault"]) == {"none", "all", "uncentred"}
-    with pytest.raises(AnalysisInputError, match="are those of the variant `paper`"):
-        analyze(store, faults=["uncentred"])
-
-
-def test_what_was_not_recorded_is_said_before_and_in_the_rows(tmp_path, one) -> None:
-    path = _write(tmp_path / "valid.zarr", frames="valid")
-    notes: list[str] = []
-    found = to_tables(analyze(path, variant="paper", notify=notes.append, workers=1))["paper"]
-    assert any("svd: fault padding" in note and "frames: all" in note for note in notes)
-    assert any("not in paper, record it: erasure" in note for note in notes)
-    padding = found[found["fault"].isin(["padding", "flattened", "no-final-norm"])]
-    known = padding["reason"].str.contains("frames: all|B = 0", regex=True)
-    assert padding["value"].isna().all()
-    assert known.all()
-    where = {"quantity": "sv90", "capture": "lora", "site": "lora_a.v", "layer": 0}
-    assert one(found, fault="uncentred", **where)["value"] > 0
-
-
-def test_a_store_without_any_of_it_is_refused(tmp_path, make_store) -> None:
-    path = make_store(tmp_path / "s.zarr", [np.zeros((6, 2, 3))])
-    with pytest.raises(MissingSitesError, match="frames: all"):
-        analyze(path, variant="paper")
-
-
-def test_workers_and_memory_change_nothing(store, table) -> None:
-    other = to_tables(analyze(store, variant="paper", workers=3, memory="8MiB"))["paper"]
-    np.testing.assert_allclose(other["value"], table["value"], rtol=1e-5, atol=1e-7)
-    assert list(other["reason"]) == list(table["reason"])
-
-
-def test_the_page_says_what_changes(store, tmp_path) -> None:
-    from lorascope.analyses import write_outputs
-
-    results = analyze(store, variant="paper", workers=1)
-    summary = write_outputs(results, store, tmp_path / "out", command="analyze --variant paper")
-    page = (tmp_path / "out" / "report.html").read_text()
-    assert "What the published code changes" in page
-    assert "of samples that are paired at random" in " ".join(page.split())
-    assert "Effect of each fault alone" in page
-    for fault in ("padding", "uncentred", "swapped-gradients", "kl-direction", "std-ddof0"):
-        assert fault in page
-    assert page.count("Nothing here") == 0
-    assert summary["variant"] == "paper"
-    assert "padding" in summary["faults"]
-    assert summary["values"]["paper"]["sv90"]["all"]["corrected"] > 0
