@@ -227,5 +227,9 @@ _NO_ROWS = np.empty(0, dtype=np.int64)
 
 def _slices(own: NDArray[np.int64]) -> list[slice]:
     """Return runs of consecutive numbers as slices."""
-    runs = np.split(own, np.flatnonzero(np.diff(own) != 1) + 1)
-    return [slice(int(run[0]), int(run[-1]) + 1) for run in runs if run.size]
+    if not own.size:
+        return []
+    last = np.flatnonzero(np.diff(own) != 1)
+    starts = own[np.concatenate([[0], last + 1])].tolist()
+    stops = own[np.concatenate([last, [own.size - 1]])].tolist()
+    return [slice(start, stop + 1) for start, stop in zip(starts, stops, strict=True)]

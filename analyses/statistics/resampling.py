@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 REPLICATES = 1000
 """Bootstrap replicates behind every interval of predictions."""
@@ -155,4 +155,4 @@ def jackknife_spread(
         mean += difference / n_groups
         square += np.square(difference)
     variance = (square - n_groups * np.square(mean)) * (n_groups - 1) / n_groups
-    return float(stats.t.ppf(0.975, n_groups - 1)) * np.sqrt(np.maximum(variance, 0.0))
+    return float(special.stdtrit(n_groups - 1, 0.975)) * np.sqrt(np.maximum(variance, 0.0))
