@@ -9,8 +9,9 @@ from functools import cached_property
 
 import numpy as np
 
-from .capture import Capture, widen
+from .capture import Capture
 from .errors import SampleError
+from .filling import widen
 from .guard import ITEM_BYTES
 from .layout import numpy_dtype
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from .blocks import checked_blocks
-from .capture import widen
 from .create import raise_open_files
 from .creation import make_array, make_capture, make_capture_files
 from .definition import CaptureDefinition
 from .errors import DamagedStoreError
 from .extents import make_columns, publish_shapes
 from .files import FILES_AT_ONCE, NewFile, remove, rename, sync_directory
+from .filling import widen
 from .inside import read_inside
 from .layout import COMMITS, STAGING, Site
 from .reader import Store
