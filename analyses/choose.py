@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from .errors import AnalysisInputError, MemoryBudgetError, MissingSitesError
+from .errors import AnalysisInputError, MemoryBudgetError, MissingSitesError, suggest
 from .fold import Fold
 from .memory import check_fits
 from .own import as_analysis
@@ -39,8 +38,7 @@ def choose(names: Sequence[Name] | None, catalogue: Mapping[str, Analysis]) -> l
         elif name in catalogue:
             chosen[name] = catalogue[name]
         else:
-            close = difflib.get_close_matches(name, catalogue, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
+            hint = suggest(name, catalogue)
             msg = f"no analysis {name!r}.{hint} There are: {', '.join(catalogue)}."
             raise AnalysisInputError(msg)
     return list(chosen.values())

@@ -9,6 +9,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 from ..store.errors import LorascopeError
 
 
@@ -30,3 +33,12 @@ class MemoryBudgetError(AnalysisError, MemoryError):
 
 class DeviceError(AnalysisError, RuntimeError):
     """A device that was asked for is not there."""
+
+
+def suggest(asked: str, present: Iterable[str], *, likeness: float = 0.6) -> str:
+    """Return the question whether the most similar name was meant.
+
+    Empty where none is as like the one that was asked for as `likeness` (0 to 1) says.
+    """
+    close = difflib.get_close_matches(asked, list(present), n=1, cutoff=likeness)
+    return f" Did you mean {close[0]!r}?" if close else ""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from .errors import AnalysisInputError
+from .errors import AnalysisInputError, suggest
 from .plan import Analysis
 
 _OWN = ("name", "description", "by_default")
@@ -149,6 +148,4 @@ def _read_first(kinds: Sequence[Any], text: str) -> Any:  # noqa: ANN401
 
 
 def _absent(what: str, asked: str, present: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(asked, present, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"no {what}.{hint} There are: {', '.join(present) or 'none'}."
+    return f"no {what}.{suggest(asked, present)} There are: {', '.join(present) or 'none'}."

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from .errors import AnalysisInputError
+from .errors import AnalysisInputError, suggest
 from .fold import ArrayKey
 from .pooled import DEFAULT_POOL
 from .source import AGAINST, Source, View
@@ -204,6 +203,5 @@ def with_interventions(
 
 def _absent(kind: str, asked: object, present: Iterable[str]) -> str:
     names = list(present) if kind == "layer" else sorted(present)
-    close = difflib.get_close_matches(str(asked), names, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
+    hint = suggest(str(asked), names)
     return f"no {kind} {asked!r} in the store.{hint} Present: {', '.join(names) or 'none'}."

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..errors import AnalysisInputError
+from ..errors import AnalysisInputError, suggest
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,8 +171,7 @@ def choose_faults(names: Iterable[str]) -> tuple[str, ...]:
     chosen = tuple(dict.fromkeys(names))
     for name in chosen:
         if name not in BY_NAME:
-            close = difflib.get_close_matches(name, BY_NAME, n=1, cutoff=0.5)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
+            hint = suggest(name, BY_NAME, likeness=0.5)
             msg = f"no fault {name!r}.{hint} There are: {', '.join(BY_NAME)}."
             raise AnalysisInputError(msg)
     return chosen
