@@ -193,13 +193,10 @@ def _run_pass(
         )
         for number, slabs in enumerate(parts)
     ]
-    states = [_delay(part.fold) for part in tasks]
-    while len(states) > 1:
-        pairs = [states[i : i + 2] for i in range(0, len(states), 2)]
-        states = [
-            _delay(partial(_merge_states, one.folds), *p) if len(p) == 2 else p[0] for p in pairs
-        ]
-    merged = runner.compute(states, one.workers)[0]
+    if here and len(tasks) == 1:
+        merged = runner.map(Part.fold, tasks, 1)[0]
+    else:
+        merged = runner.compute([_merge_tree(one.folds, tasks)], one.workers)[0]
     if runner.client is not None:
         meter.advance(
             int(size.sum()), f"{label}: {format_bytes(int(size.sum()))} read by the cluster"
@@ -210,6 +207,15 @@ def _run_pass(
         keeper.save(name, len(one.slabs), finished)
         keeper.drop([f"{name}-part-{number}" for number in range(len(parts))])
     return finished
+
+
+def _merge_tree(folds: Sequence[Fold[Any, Any]], parts: Sequence[Part]) -> Any:  # noqa: ANN401 - dask is untyped
+    """Return the task that merges the states of all parts, two at a time."""
+    states = [_delay(part.fold) for part in parts]
+    while len(states) > 1:
+        pairs = [states[i : i + 2] for i in range(0, len(states), 2)]
+        states = [_delay(partial(_merge_states, folds), *p) if len(p) == 2 else p[0] for p in pairs]
+    return states[0]
 
 
 def split_slabs(

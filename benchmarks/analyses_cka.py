@@ -24,6 +24,8 @@ from lorascope.analyses import CKA, analyze, linear_cka
 from lorascope.store import Site, create_store, open_store
 
 SITE = "resid_post.mean_valid"
+_PAUSE = 0.2
+"""Seconds in which threads of the one before fall asleep."""
 
 
 def write_store(path: Path, x_lnd: np.ndarray) -> None:
@@ -45,12 +47,14 @@ def best_in_turn(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Return the shortest times of each contender, of the clock and of the processor.
 
-    They run one after the other in each repeat.
+    They run one after the other in each repeat, with a pause before each: threads of BLAS and torch
+    wait busily for more work, and would take a core from the next one.
     """
     clocks = time.perf_counter, time.process_time
     best = tuple(dict.fromkeys(work, float("inf")) for _ in clocks)
     for _ in range(repeats):
         for name, run in work.items():
+            time.sleep(_PAUSE)
             starts = [clock() for clock in clocks]
             run()
             for times, clock, start in zip(best, clocks, starts, strict=True):
@@ -63,7 +67,7 @@ def best_in_turn(
 @click.option("--samples", default=500)
 @click.option("--features", default=1280)
 @click.option("--workers", default=2)
-@click.option("--repeats", default=3)
+@click.option("--repeats", default=10)
 def main(layers: int, samples: int, features: int, workers: int, repeats: int) -> None:
     rng = np.random.default_rng(0)
     x_lnd = rng.standard_normal((layers, samples, features), dtype=np.float32)

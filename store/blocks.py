@@ -56,7 +56,7 @@ def _blocks(descriptor: int, entry: FileEntry, lengths: list[int]) -> Iterator[n
     block = np.empty(max([min(size - sum(lengths), _BLOCK_BYTES), *lengths]), np.uint8)
     for number, length in enumerate(lengths):
         part = block[:length]
-        read_range(descriptor, part, at)
+        read_range(descriptor, at, part)
         chunk, trailer = part[:-CRC_BYTES], part[-CRC_BYTES:]
         found = crc32c(chunk)
         if found != entry.chunks[number] or trailer.tobytes() != found.to_bytes(4, "little"):
@@ -67,7 +67,7 @@ def _blocks(descriptor: int, entry: FileEntry, lengths: list[int]) -> Iterator[n
         at += length
     while at < size:
         part = block[: min(size - at, _BLOCK_BYTES)]
-        read_range(descriptor, part, at)
+        read_range(descriptor, at, part)
         crc = crc32c(part, crc)
         yield part
         at += part.size

@@ -94,7 +94,7 @@ class FileChecker:
             with opened(self._root, path) as (descriptor, size):
                 for offset in range(0, size, BLOCK_BYTES):
                     part = block[: min(BLOCK_BYTES, size - offset)]
-                    read_range(descriptor, part, offset)
+                    read_range(descriptor, offset, part)
                     digest.update(part)
         except (StoreError, OSError):
             return None

@@ -126,7 +126,7 @@ def decode_chunk(
         msg = f"{entry.path}: chunk {number} has {length} bytes, more than its values"
         raise DamagedStoreError(msg)
     packed = np.empty(length - CRC_BYTES, np.uint8)
-    read_range(descriptor, packed, offset)
+    read_range(descriptor, offset, packed)
     check_chunk(entry, number, packed)
     try:
         codec.decode(packed, out)
@@ -149,7 +149,7 @@ def read_spans(descriptor: int, entry: FileEntry) -> list[tuple[int, int]]:
         msg = f"{entry.path}: its commit record gives it no room for an index"
         raise DamagedStoreError(msg)
     raw = np.empty(size, np.uint8)
-    read_range(descriptor, raw, entry.size - size)
+    read_range(descriptor, entry.size - size, raw)
     if crc32c(raw[:-CRC_BYTES]) != int(raw[-CRC_BYTES:].view("<u4")[0]):
         msg = f"{entry.path}: the checksum of its index is wrong"
         raise DamagedStoreError(msg)

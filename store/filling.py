@@ -2,13 +2,14 @@
 
 A chunk is read, compared with its record and, where it is stored as something narrower than
 float32, widened while it is still in the processor's cache: the rows of a window are in memory
-once, and once only do they pass through it.
+once, and once only do they pass through it. Of a raw chunk that is wanted in part, that part lands
+where it belongs too; the rest is read beside it for the checksum.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,11 @@ from .inside import opened
 from .profiles import ChunkCodec
 from .shards import CRC_BYTES, FileEntry, check_chunk, read_range
 
-type ReadChunk = Callable[[int, np.ndarray], None]
-"""Fills a uint8 array with the values of the chunk of this number, checked."""
+type ReadChunk = Callable[[int, Sequence[np.ndarray]], None]
+"""Fills uint8 arrays, one after the other, with the values of the chunk of this number, checked.
+
+A compressed chunk fills a single one.
+"""
 
 
 def widen(values: np.ndarray) -> np.ndarray:
@@ -95,11 +99,17 @@ def fill_rows(
             skip = max(first - number * inner, 0)
             target = out[done : done + inner - skip]
             done += len(target)
-            if len(target) == inner and out.dtype == dtype:
-                read(number, target.reshape(-1).view(np.uint8))
+            own = target.reshape(-1).view(np.uint8)
+            as_stored = out.dtype == dtype
+            if as_stored and len(target) == inner:
+                read(number, [own])
                 continue
             spare = np.empty(entry.chunk_bytes, np.uint8) if spare is None else spare
-            read(number, spare)
+            if as_stored and codec is None:
+                before = skip * out.shape[1] * dtype.itemsize
+                read(number, [spare[:before], own, spare[before + own.size :]])
+                continue
+            read(number, [spare])
             rows = spare.view(dtype).reshape(inner, out.shape[1])
             widen_into(rows[skip : skip + len(target)], target)
 
@@ -114,9 +124,9 @@ def _chunk_reader(
             msg = f"{entry.path} is too short for chunk {stop - 1}, which its record names"
             raise DamagedStoreError(msg)
 
-        def read_raw(number: int, out: np.ndarray) -> None:
-            read_range(descriptor, out, number * stride)
-            check_chunk(entry, number, out)
+        def read_raw(number: int, pieces: Sequence[np.ndarray]) -> None:
+            read_range(descriptor, number * stride, *pieces)
+            check_chunk(entry, number, *pieces)
 
         return read_raw
     spans = read_spans(descriptor, entry)
@@ -124,8 +134,8 @@ def _chunk_reader(
         msg = f"{entry.path} has {len(spans)} chunks, chunk {stop - 1} was asked for"
         raise DamagedStoreError(msg)
 
-    def read_packed(number: int, out: np.ndarray) -> None:
-        decode_chunk(descriptor, entry, number, spans[number], codec, out)
+    def read_packed(number: int, pieces: Sequence[np.ndarray]) -> None:
+        decode_chunk(descriptor, entry, number, spans[number], codec, *pieces)
 
     return read_packed
 

@@ -33,6 +33,9 @@ class Piece:
 
 type Window = list[Piece]
 
+_SMALL_BYTES = 2**24
+"""Memory that is taken for a window before its files were seen to be of their size."""
+
 
 class SegmentIndex:
     """The committed segments of one capture and where their samples are."""
@@ -147,13 +150,14 @@ class SegmentReader:
             for piece in window
             if piece.stop > piece.start
         ]
-        for _, entry in pieces:
-            self._check_size(entry)
         total = sum(piece.stop - piece.start for piece, _ in pieces)
         stored = numpy_dtype(site.dtype)
         dtype = np.dtype(np.float32) if wide and stored.itemsize < 4 else stored
         shape = (total, site.width)
         if out is None:
+            if total * site.width * dtype.itemsize > _SMALL_BYTES:
+                for _, entry in pieces:
+                    self._check_size(entry)
             out = np.empty(shape, dtype)
         elif out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous:
             msg = (

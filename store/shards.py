@@ -236,16 +236,27 @@ def read_shard_bytes(root: Path, entry: FileEntry, chunks: range) -> np.ndarray:
             msg = f"{entry.path} is {word}: it has {size} bytes, {entry.size} were committed"
             raise DamagedStoreError(msg)
         data = np.empty(len(chunks) * stride, np.uint8)
-        read_range(descriptor, data, chunks.start * stride)
+        read_range(descriptor, chunks.start * stride, data)
     table = data.reshape(len(chunks), stride)[:, : entry.chunk_bytes]
     for number, chunk in zip(chunks, table, strict=True):
         check_chunk(entry, number, chunk)
     return table
 
 
-def check_chunk(entry: FileEntry, number: int, stored: np.ndarray) -> None:
-    """Raise `DamagedStoreError` where a chunk, as it is stored, is not what the record names."""
-    if number >= len(entry.chunks) or crc32c(stored) != entry.chunks[number]:
+def check_chunk(entry: FileEntry, number: int, *pieces: np.ndarray) -> None:
+    """Raise `DamagedStoreError` where a chunk, as it is stored, is not what the record names.
+
+    Parameters
+    ----------
+    entry, number
+        What the record says of the file, and which of its chunks is meant.
+    pieces
+        The chunk's bytes, in as many arrays as they lie in.
+    """
+    crc = 0
+    for piece in pieces:
+        crc = crc32c(piece, crc)
+    if number >= len(entry.chunks) or crc != entry.chunks[number]:
         msg = (
             f"{entry.path}: the checksum of chunk {number} differs from its commit record. "
             "lorascope verify names all damage, lorascope repair takes it back."
@@ -253,25 +264,30 @@ def check_chunk(entry: FileEntry, number: int, stored: np.ndarray) -> None:
         raise DamagedStoreError(msg)
 
 
-def read_range(descriptor: int, out: np.ndarray, offset: int) -> None:
-    """Fill a uint8 array from an open file at `offset`.
+def read_range(descriptor: int, offset: int, *pieces: np.ndarray) -> None:
+    """Fill uint8 arrays, one after the other, from an open file at `offset`.
 
     Raises
     ------
     DamagedStoreError
         If the file ends before, or the disk refuses to read it.
     """
-    done = 0
-    while done < out.size:
+    wanted, at = [piece for piece in pieces if piece.size], offset
+    while wanted:
         try:
-            count = os.preadv(descriptor, [out[done:].data], offset + done)
+            count = os.preadv(descriptor, [piece.data for piece in wanted], at)
         except OSError as error:
-            msg = f"the disk refuses to read byte {offset + done} of a file: {error.strerror}"
+            msg = f"the disk refuses to read byte {at} of a file: {error.strerror}"
             raise DamagedStoreError(msg) from error
         if count == 0:
-            msg = f"a file is truncated: {done} of {out.size} bytes at {offset}"
+            total = sum(piece.size for piece in pieces)
+            msg = f"a file is truncated: {at - offset} of {total} bytes at {offset}"
             raise DamagedStoreError(msg)
-        done += count
+        at += count
+        while wanted and count >= wanted[0].size:
+            count -= wanted.pop(0).size
+        if count:
+            wanted[0] = wanted[0][count:]
 
 
 def _crc_array(value: int) -> np.ndarray:

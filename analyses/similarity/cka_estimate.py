@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from scipy import special
 from ..engine import Runner, count_cores
 from ..statistics.resampling import jackknife_spread
 from . import between
-from .gram import DEAR, choose_dtype, sum_pairs
+from .gram import DEAR, choose_dtype, sum_at_a_glance, sum_pairs
 from .hsic import HsicSums, hsic
 from .moments import find_moments
 
@@ -104,6 +105,11 @@ def p_value(ratio: NDArray[np.float64], n: int) -> NDArray[np.float64]:
 def estimate(sums: HsicSums) -> dict[str, Estimate]:
     """Return CKA of all pairs: debiased, biased, and from pairs of different groups only.
 
+    Parameters
+    ----------
+    sums
+        What `sum_pairs` or `sum_features` gave.
+
     Notes
     -----
     The interval is delete-one-group: value ± t(0.975, G - 1) · √((G - 1)/G Σ (θ₋g - θ̄)²). It says
@@ -112,30 +118,39 @@ def estimate(sums: HsicSums) -> dict[str, Estimate]:
     `between_groups` is without it; its p-value is that of the t behind its interval, one-sided. For
     independent data the jackknife takes the error for larger than it is: both err on the safe side.
     """
+    return _estimate_all_pairs(sums) | _estimate_between(sums)
+
+
+def _estimate_all_pairs(sums: HsicSums) -> dict[str, Estimate]:
+    """Return the estimators that take every pair of samples."""
     *both, n = hsic(sums)
-    groups, n_groups = range(sums.n_groups), sums.n_groups
-    values: dict[str, NDArray] = {"debiased": to_ratio(both[0]), "biased": to_ratio(both[1])}
-    left_out = (np.stack([to_ratio(x) for x in hsic(sums, without=g)[:2]]) for g in groups)
-    spread = jackknife_spread(np.stack([*values.values()]), left_out, n_groups)
-    spreads: dict[str, NDArray] = dict(zip(values, spread, strict=True))
-    nothing = np.full_like(values["debiased"], np.nan)
-    ceilings, tests = {}, {}
+    values = {"debiased": to_ratio(both[0]), "biased": to_ratio(both[1])}
+    left_out = (
+        np.stack([to_ratio(x) for x in hsic(sums, without=g)[:2]]) for g in range(sums.n_groups)
+    )
+    spreads = jackknife_spread(np.stack([*values.values()]), left_out, sums.n_groups)
+    ceilings = tests = dict.fromkeys(values, np.full_like(both[0], np.nan))
     if n > 3:
-        ceilings["debiased"] = np.full_like(nothing, debiased_ceiling(n))
-        ceilings["biased"] = biased_ceiling(participation(sums), n)
-        tests["debiased"] = p_value(values["debiased"], n)
-    if n_groups >= between.MIN_GROUPS:
-        tuples = between.sum_between(sums)
-        values[BETWEEN] = to_ratio(tuples.hsic())
-        left_out = (to_ratio(tuples.hsic(g)) for g in groups)
-        spreads[BETWEEN] = jackknife_spread(values[BETWEEN], left_out, n_groups)
-        tests[BETWEEN] = one_sided(values[BETWEEN], spreads[BETWEEN], n_groups)
-    found = {BETWEEN: _nothing(len(nothing))}
-    for name, value in values.items():
-        low, high = value - spreads[name], value + spreads[name]
-        ceiling, test = ceilings.get(name, nothing), tests.get(name, nothing)
-        found[name] = Estimate(value, low, high, ceiling, test)
-    return found
+        ceiling = np.full_like(both[0], debiased_ceiling(n))
+        ceilings = {"debiased": ceiling, "biased": biased_ceiling(participation(sums), n)}
+        tests = tests | {"debiased": p_value(values["debiased"], n)}
+    return {
+        name: Estimate(value, value - spread, value + spread, ceilings[name], tests[name])
+        for (name, value), spread in zip(values.items(), spreads, strict=True)
+    }
+
+
+def _estimate_between(sums: HsicSums) -> dict[str, Estimate]:
+    """Return the estimator that takes no two samples of one group."""
+    nothing, n_groups = _nothing(len(sums.norms_ln)), sums.n_groups
+    if n_groups < between.MIN_GROUPS:
+        return {BETWEEN: nothing}
+    tuples = between.sum_between(sums)
+    value = to_ratio(tuples.hsic())
+    left_out = (to_ratio(tuples.hsic(g)) for g in range(n_groups))
+    spread = jackknife_spread(value, left_out, n_groups)
+    test = one_sided(value, spread, n_groups)
+    return {BETWEEN: Estimate(value, value - spread, value + spread, nothing.null_ceiling, test)}
 
 
 def one_sided(
@@ -188,6 +203,10 @@ def linear_cka(
         moments = find_moments(read, len(features), n)
         return estimate(sum_pairs(read, moments, group_n, dtype=dtype))
     runner = Runner(count_cores())
-    moments = find_moments(read, len(features), n, mapper=runner.map)
-    sums = sum_pairs(read, moments, group_n, dtype=dtype, mapper=runner.map, workers=runner.workers)
+    alike: dict[str, Any] = {"dtype": dtype, "mapper": runner.map, "workers": runner.workers}
+    if dtype == np.float32:
+        sums = sum_at_a_glance(read, group_n, len(features), **alike)[1]
+    else:
+        moments = find_moments(read, len(features), n, mapper=runner.map)
+        sums = sum_pairs(read, moments, group_n, **alike)
     return runner.map(estimate, [sums])[0]

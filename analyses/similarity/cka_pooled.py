@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +20,7 @@ from .cka_estimate import estimate, no_estimate
 from .features import count_feature_bytes, prefers_features, sum_features
 from .frame_fold import order_samples
 from .gaussian import ANCHORS, RULES, Gaussian, choose_anchors, describe_kernel, median_distances
-from .gram import choose_dtype, describe_dtype, sum_pairs
+from .gram import choose_dtype, describe_dtype, sum_at_a_glance, sum_pairs
 from .hsic import HsicSums
 from .moments import Moments, find_moments, map_in_turn
 from .pairs import Compared, PairGroup, blank, explain_arrays, jackknife_groups
@@ -53,7 +55,7 @@ def list_kernels(
     return tuple(found)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Work:
     """The pooled features of some arrays over the same samples, and how much room there is."""
 
@@ -62,7 +64,6 @@ class Work:
     samples: NDArray[np.int64]
     group_n: NDArray[np.int64]
     """Group of the jackknife of every sample."""
-    moments: Moments
     dtype: type[np.floating]
     panel: int
     """Samples whose features are held at a time."""
@@ -73,6 +74,13 @@ class Work:
     def widths(self) -> list[int]:
         """Features of every array."""
         return [self.outcome.pooled.width(key) for key in self.arrays]
+
+    @cached_property
+    def moments(self) -> Moments:
+        """Mean and scale of every array."""
+        # What is read again from rows takes memory for them: one array at a time then
+        mapper = self.outcome.runner.map if self.outcome.pooled.in_memory else map_in_turn
+        return find_moments(self.read, len(self.arrays), self.samples.size, mapper=mapper)
 
     def read(self, a: int, rows: NDArray[np.int64]) -> NDArray:
         """Return rows of one array."""
@@ -104,8 +112,7 @@ def compare_pooled(
     count = count_permutations(work, len(kernels), permutations, attrs)
     frames = []
     for kernel in kernels:
-        gaussian, faults = _find_bandwidths(kernel, work)
-        sums = _sum(work, gaussian, attrs)
+        gaussian, faults, sums = _sum(kernel, work, attrs)
         # As a task: products of some hundred numbers are faster on one thread than on several
         found = blank(outcome.runner.map(estimate, [sums])[0], faults)
         p_ll = permuted_p(work, gaussian, faults, view.group_n[group.samples], count)
@@ -149,20 +156,44 @@ def _prepare(
     attrs["arithmetic"] = describe_dtype(dtype)
     attrs["pooled_reads"] = 1 if pooled.in_memory else panels * (panels + 1) // 2 + panels + 1
     attrs["jackknife_groups"] = n_groups if n_groups >= MIN_GROUPS else 0
-
-    def read(a: int, rows: NDArray[np.int64]) -> NDArray:
-        return pooled.matrix(arrays[a], samples[rows])
-
-    # What is read again from rows takes memory for them: one array at a time then
-    mapper = outcome.runner.map if pooled.in_memory else map_in_turn
-    moments = find_moments(read, len(arrays), samples.size, mapper=mapper)
-    return Work(outcome, arrays, samples, groups, moments, dtype, panel, room)
+    return Work(outcome, arrays, samples, groups, dtype, panel, room)
 
 
-def _find_bandwidths(kernel: Kernel, work: Work) -> tuple[Gaussian | None, list[str]]:
-    """Return the Gaussian kernel (None: linear), and what is wrong with each array."""
-    if not kernel.factor:
-        return None, work.moments.faults
+def _sum(
+    kernel: Kernel, work: Work, attrs: dict[str, object]
+) -> tuple[Gaussian | None, list[str], HsicSums]:
+    """Return the kernel, what is wrong with each array, and the sums over pairs of samples."""
+    runner, n = work.outcome.runner, work.samples.size
+    grams: dict[str, Any] = {
+        "dtype": work.dtype,
+        "panel_rows": work.panel,
+        "tile_bytes": max(2**20, min(_TILE_BYTES, work.room // 16)),
+        "mapper": runner.map,
+        "workers": runner.workers,
+        "device": runner.device,
+    }
+    if kernel.factor:
+        attrs["bandwidth"] = f"median distance of {ANCHORS} samples at most, times the factor"
+        gaussian, faults = _find_bandwidths(kernel, work)
+        sums = sum_pairs(work.read, work.moments, work.group_n, gaussian=gaussian, **grams)
+        return gaussian, faults, sums
+    fits = count_feature_bytes(work.widths, n, runner.workers) <= work.room
+    fits = fits and runner.device == "cpu"  # a device multiplies Gram matrices faster than it reads
+    if fits and prefers_features(work.widths, n):
+        attrs["linear_form"] = "features: samples · (Σ features)² multiplications are fewer"
+        sums = sum_features(work.read, work.moments, work.group_n, mapper=runner.map)
+        return None, work.moments.faults, sums
+    attrs["linear_form"] = "Gram matrices: samples² · Σ features multiplications are fewer, or "
+    attrs["linear_form"] += "the features of all arrays do not fit"
+    if work.outcome.pooled.in_memory and work.dtype == np.float32:
+        moments, sums = sum_at_a_glance(work.read, work.group_n, len(work.arrays), **grams)
+        return None, moments.faults, sums
+    sums = sum_pairs(work.read, work.moments, work.group_n, **grams)
+    return None, work.moments.faults, sums
+
+
+def _find_bandwidths(kernel: Kernel, work: Work) -> tuple[Gaussian, list[str]]:
+    """Return the Gaussian kernel, and what is wrong with each array."""
     ids = [str(i) for i in work.outcome.selection.source.ids[work.samples]]
     order_n = order_samples(ids, 1, work.outcome.selection.seed)[0]
     anchors = choose_anchors(ids, order_n)
@@ -172,30 +203,3 @@ def _find_bandwidths(kernel: Kernel, work: Work) -> tuple[Gaussian | None, list[
         for fault, median in zip(work.moments.faults, medians_l, strict=True)
     ]
     return Gaussian(kernel.factor * np.where(medians_l > 0, medians_l, 1.0)), faults
-
-
-def _sum(work: Work, gaussian: Gaussian | None, attrs: dict[str, object]) -> HsicSums:
-    """Return the sums over pairs of samples, in the form that costs less."""
-    runner, n = work.outcome.runner, work.samples.size
-    fits = count_feature_bytes(work.widths, n, runner.workers) <= work.room
-    fits = fits and runner.device == "cpu"  # a device multiplies Gram matrices faster than it reads
-    if gaussian is None and fits and prefers_features(work.widths, n):
-        attrs["linear_form"] = "features: samples · (Σ features)² multiplications are fewer"
-        return sum_features(work.read, work.moments, work.group_n, mapper=runner.map)
-    if gaussian is None:
-        attrs["linear_form"] = "Gram matrices: samples² · Σ features multiplications are fewer, or "
-        attrs["linear_form"] += "the features of all arrays do not fit"
-    else:
-        attrs["bandwidth"] = f"median distance of {ANCHORS} samples at most, times the factor"
-    return sum_pairs(
-        work.read,
-        work.moments,
-        work.group_n,
-        gaussian=gaussian,
-        dtype=work.dtype,
-        panel_rows=work.panel,
-        tile_bytes=max(2**20, min(_TILE_BYTES, work.room // 16)),
-        mapper=runner.map,
-        workers=runner.workers,
-        device=runner.device,
-    )

@@ -63,14 +63,16 @@ class Gaussian:
         return 0.5 * (1 + np.square(mean_l)) - own_ln * mean_l
 
 
-def recentre(sums: HsicSums) -> HsicSums:
+def recentre(sums: HsicSums, diagonal_ln: NDArray[np.float64] | float = 0.0) -> HsicSums:
     """Return the sums of the centred Gram matrix HKH from those of K.
 
     Parameters
     ----------
     sums
-        Of a kernel that is not centred, its diagonal 0. Its products do not change: centring adds
-        c_i + c_j to the matrix and takes them from the shifts.
+        Of a kernel that is not centred. Its products do not change: centring adds c_i + c_j to the
+        matrix and takes them from the shifts. Its sums of rows are overwritten.
+    diagonal_ln
+        The kernel's diagonal, [arrays, samples].
     """
     n = sums.group_n.size
     row_ln = sums.row_lng.sum(axis=2)
@@ -78,9 +80,15 @@ def recentre(sums: HsicSums) -> HsicSums:
     starts = np.flatnonzero(np.diff(sums.group_n, prepend=-1))
     size_g = np.diff(np.append(starts, n))
     centre_lg = np.add.reduceat(centre_ln, starts, axis=1)
-    row_lng = sums.row_lng + centre_ln[:, :, None] * size_g + centre_lg[:, None, :]
+    row_lng = sums.row_lng
+    for g, size in enumerate(size_g.tolist()):
+        row_lng[:, :, g] += size * centre_ln
+        row_lng[:, :, g] += centre_lg[:, [g]]
     return replace(
-        sums, row_lng=row_lng, norms_ln=2 * centre_ln, shift_ln=sums.shift_ln - centre_ln
+        sums,
+        row_lng=row_lng,
+        norms_ln=diagonal_ln + 2 * centre_ln,
+        shift_ln=sums.shift_ln - centre_ln,
     )
 
 

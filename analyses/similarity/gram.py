@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations_with_replacement, product
 from math import isqrt
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from ..backend import array_module, to_device, to_host
 from .gaussian import Gaussian, recentre
 from .gram_block import Features, GramBlock
 from .hsic import HsicSums, u_shifts
-from .moments import Mapper, Moments, Reader, map_in_turn
+from .moments import Mapper, Moments, Reader, find_moments, glance, map_in_turn, will_do
 
 DEAR = {"cpu": 5e9, "cuda": 4e14}
 """Multiplications of the Gram matrices above which those of float32 features are float32."""
@@ -120,6 +121,39 @@ def sum_pairs(  # noqa: PLR0913 - all but three optional
                 block = GramBlock(*pair, out, gaussian, rows, columns, memory, device, whole)
                 block.sum_all(mapper, tile_bytes // 8)
     return recentre(out) if gaussian else out
+
+
+def sum_at_a_glance(
+    read: Reader,
+    group_n: NDArray[np.int64],
+    n_arrays: int,
+    *,
+    mapper: Mapper = map_in_turn,
+    **options: Any,  # noqa: ANN401 - those of `sum_pairs`
+) -> tuple[Moments, HsicSums]:
+    """Return moments and the linear kernel's sums, from features in memory looked at once.
+
+    Parameters
+    ----------
+    read, group_n, mapper, options
+        Those of `sum_pairs`.
+    n_arrays
+        Number of arrays.
+
+    Notes
+    -----
+    HSIC does not see what is common to all samples, so a mean that is near will do for float32
+    products; how near it was is seen from the Gram matrices. Where it was not near enough, all is
+    done again with the moments of all samples.
+    """
+    moments = glance(read, n_arrays, group_n.size)
+    if moments is not None:
+        sums = sum_pairs(read, moments, group_n, mapper=mapper, **options)
+        centred = recentre(sums, sums.norms_ln)
+        if will_do(moments, sums.norms_ln, centred.norms_ln):
+            return moments, centred
+    moments = find_moments(read, n_arrays, group_n.size, mapper=mapper)
+    return moments, sum_pairs(read, moments, group_n, mapper=mapper, **options)
 
 
 def cut(whole: slice, size: int) -> list[slice]:

@@ -25,6 +25,8 @@ _SAFE = 0.1
 """Above this part of the square of the mean, the spread may be a difference of square sums."""
 _ROWS = 512
 """Samples whose mean is taken at a time."""
+_GLANCE = 64
+"""Samples that a glance takes mean and scale from."""
 
 
 def map_in_turn(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
@@ -91,12 +93,62 @@ def find_moments(read: Reader, n_arrays: int, n: int, *, mapper: Mapper = map_in
     float64 arrays in float64. float32 arrays in float32 sums of differences from a first mean (the
     scale to 1e-5), again in float64 where those differences could be rounding alone.
     """
+    return _look_at_all(read, n_arrays, n, mapper)
+
+
+def _look_at_all(read: Reader, n_arrays: int, n: int, mapper: Mapper) -> Moments:
     found = mapper(lambda a: _look_at(read, a, n), range(n_arrays))
     return Moments(
         [mean_d for mean_d, _, _ in found],
         np.asarray([scale for _, scale, _ in found]),
         [fault for _, _, fault in found],
     )
+
+
+def glance(read: Reader, n_arrays: int, n: int) -> Moments | None:
+    """Return mean and scale of every array from 64 samples, evenly spread over all.
+
+    Parameters
+    ----------
+    read
+        Source of the features.
+    n_arrays, n
+        Numbers of arrays and of samples.
+
+    Returns
+    -------
+    Moments
+        The mean is off by an eighth of the scale where samples are independent. None where those
+        samples show a fault; then `find_moments` says which.
+    """
+    rows = np.unique(np.linspace(0, n - 1, _GLANCE).astype(np.int64))
+    found = _look_at_all(lambda a, some: read(a, rows[some]), n_arrays, rows.size, map_in_turn)
+    return None if any(found.faults) else found
+
+
+def will_do(moments: Moments, norms_ln: NDArray[np.float64], centred_ln: NDArray) -> bool:
+    """Return whether a glance was near enough to the moments of all samples.
+
+    Parameters
+    ----------
+    moments
+        What `glance` gave.
+    norms_ln
+        Squared norms of the features less its means, in units of its scales, [arrays, samples].
+    centred_ln
+        The same less the means of all samples.
+
+    Returns
+    -------
+    bool
+        False where anything is NaN or infinite, where the means were off by more than a third of
+        the spread, and where rounding could be what is left: `find_moments` looks closer.
+    """
+    spread_l, apart_l = centred_ln.sum(axis=1), norms_ln.sum(axis=1)
+    mean_l = np.asarray([float(mean_d @ mean_d) for mean_d in moments.means])
+    square_l = spread_l + norms_ln.shape[1] * mean_l / np.square(moments.scales)
+    near = (spread_l > (1 - _SAFE) * apart_l) & (spread_l > _DOUBTFUL * square_l)
+    return bool(near.all())  # comparisons with NaN are false, and so is infinity above infinity
 
 
 def _look_at(read: Reader, a: int, n: int) -> tuple[NDArray[np.float64], float, str]:

@@ -11,7 +11,7 @@ from lorascope.analyses.memory import plan_passes
 from lorascope.analyses.pooled import CollectFold
 from lorascope.analyses.similarity import gram
 from lorascope.analyses.similarity.cka_estimate import estimate
-from lorascope.analyses.similarity.gram import choose_dtype, sum_pairs
+from lorascope.analyses.similarity.gram import choose_dtype, sum_at_a_glance, sum_pairs
 from lorascope.analyses.similarity.moments import find_moments
 from lorascope.store import open_store
 
@@ -38,6 +38,18 @@ def estimates(arrays: list[np.ndarray], groups: np.ndarray, dtype, **options):
     return estimate(sum_pairs(read, moments, groups, dtype=dtype, **options))
 
 
+def glanced(arrays: list[np.ndarray], groups: np.ndarray, **options):
+    """The same where features are in memory, and whether the glance was enough."""
+
+    def read(a: int, rows: np.ndarray) -> np.ndarray:
+        return arrays[a][rows]
+
+    moments, sums = sum_at_a_glance(read, groups, len(arrays), dtype=np.float32, **options)
+    exact = find_moments(read, len(arrays), len(groups))
+    looked = any((a != b).any() for a, b in zip(moments.means, exact.means, strict=True))
+    return moments, estimate(sums), looked
+
+
 @pytest.mark.parametrize("kind", ["independent", "outlier", "offset"])
 @pytest.mark.parametrize("n_groups", [1, 10])
 @pytest.mark.parametrize("tile_bytes", [2**26, 2**16])
@@ -46,12 +58,44 @@ def test_float32_products_keep_values_near_0(kind, n_groups, tile_bytes) -> None
     arrays, groups = layers(kind), np.arange(N) % n_groups
     exact = estimates([x.astype(np.float64) for x in arrays], groups, np.float64)
     single = estimates(arrays, groups, np.float32, tile_bytes=tile_bytes)
+    moments, at_a_glance, enough = glanced(arrays, groups, tile_bytes=tile_bytes)
+    assert enough
+    assert moments.faults == ["", "", ""]
     for name, want in exact.items():
-        for part in ("value", "low", "high"):
-            got = getattr(single[name], part)
-            np.testing.assert_allclose(got, getattr(want, part), atol=1e-6, rtol=0)
+        for part in ("value", "low", "high", "null_ceiling"):
+            for found in (single, at_a_glance):
+                got = getattr(found[name], part)
+                np.testing.assert_allclose(got, getattr(want, part), atol=1e-6, rtol=0)
     near = exact["debiased"].value[np.triu_indices(3, 1)]
     assert (np.abs(near) < 0.2).all(), "otherwise this shows nothing about values near 0"
+
+
+SEEN = np.linspace(0, N - 1, 64).astype(int)
+"""Samples that a glance takes; the tests below hide what is wrong from it."""
+
+
+@pytest.mark.parametrize("kind", ["apart", "still", "broken", "seen", "rounded"])
+def test_a_glance_that_saw_too_little_is_not_believed(kind) -> None:
+    """Values are then those of a closer look, to the last bit, and faults are named."""
+    arrays, groups = layers("independent"), np.arange(N) % 10
+    hidden = np.setdiff1d(np.arange(N), SEEN)
+    if kind == "apart":  # the samples that are looked at have another mean than all
+        arrays[1][SEEN] += np.float32(3)
+    if kind == "broken":
+        arrays[1][hidden[5], 3] = np.nan
+    if kind == "still":
+        arrays[1][:] = np.float32(0.1)
+    if kind == "seen":
+        arrays[1][SEEN[5], 3] = np.inf
+    if kind == "rounded":  # differences of float32 numbers that are mostly rounding
+        arrays[1] = (1e5 + 0.01 * arrays[1]).astype(np.float32)
+    moments, found, enough = glanced(arrays, groups)
+    assert not enough
+    fault = {"broken": "NaN or infinite features", "seen": "NaN or infinite features"}
+    assert moments.faults[1] == (fault | {"still": "constant features"}).get(kind, "")
+    want = estimates(arrays, groups, np.float32)
+    for name, one in want.items():
+        np.testing.assert_array_equal(found[name].value, one.value)
 
 
 def test_sums_do_not_depend_on_workers() -> None:

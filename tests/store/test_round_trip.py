@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorascope.store import (
+    DamagedStoreError,
     Output,
     SampleError,
     SampleRows,
@@ -240,3 +244,43 @@ def test_rows_go_into_memory_that_is_there(tmp_path, dtype, profile):
     ):
         with pytest.raises(SampleError, match="the array that should take it"):
             capture.read_rows("x", 0, slice(0, 1), out=wrong)
+
+
+def numbered_rows(path: Path, count: int = 40) -> np.ndarray:
+    """Write one chunk of float32 rows, a sample each, and return them."""
+    x = np.arange(count * 4, dtype=np.float32).reshape(count, 4)
+    with create_store(path, capture="a", sites=[Site("x", [0], 4, "float32")]) as writer:
+        for number, row in enumerate(x):
+            writer.append(str(number), {"x": row[None, None]})
+    return x
+
+
+@pytest.mark.parametrize("changed", [0, 9, 10, 19, 20, 39])
+def test_rows_around_those_that_are_wanted_are_checked_too(tmp_path, changed):
+    """One flipped bit of the chunk, before, in or behind the rows 10 to 19."""
+    numbered_rows(tmp_path / "s")
+    shard = tmp_path / "s/captures/a/sites/x/values/c.0.0.0"
+    content = bytearray(shard.read_bytes())
+    content[changed * 16 + 7] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(DamagedStoreError, match="checksum of chunk 0"):
+        open_store(tmp_path / "s").capture("a").read_rows("x", 0, slice(10, 20))
+
+
+@pytest.mark.parametrize("most", [1, 7, 160, 170])
+def test_a_disk_that_gives_less_than_was_asked_for(tmp_path, monkeypatch, most):
+    """A read may stop anywhere: before the wanted rows, within them, at their end, behind it."""
+    x = numbered_rows(tmp_path / "s")
+    capture = open_store(tmp_path / "s").capture("a")
+
+    def preadv(descriptor, buffers, offset):
+        content = os.pread(descriptor, min(most, sum(len(b) for b in buffers)), offset)
+        at = 0
+        for buffer in buffers:
+            part = content[at : at + len(buffer)]
+            buffer[: len(part)] = part
+            at += len(part)
+        return len(content)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    np.testing.assert_array_equal(capture.read_rows("x", 0, slice(10, 20)), x[10:20])
