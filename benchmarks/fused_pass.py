@@ -7,7 +7,9 @@ lengths of all rows (`--svd`: spectra with their intervals too, which are arithm
 threads both times. Before each, the pages of the files are dropped from the cache
 (`posix_fadvise`). `pass` ends with the last slab; `whole` is the call, intervals and all. Each
 figure is the best of the repeats. The time of all cores says what a machine without other work
-could reach: it must be below cores / (plain rate).
+could reach: it must be below cores / (plain rate). A disk that is faster than that can be slowed
+down by the kernel: `echo "254:0 500000000" > blkio.throttle.read_bps_device` (numbers of the
+device, bytes a second) in a control group that this process is a member of.
 """
 
 from __future__ import annotations

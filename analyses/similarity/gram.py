@@ -148,12 +148,24 @@ def sum_at_a_glance(
     """
     moments = glance(read, n_arrays, group_n.size)
     if moments is not None:
-        sums = sum_pairs(read, moments, group_n, mapper=mapper, **options)
-        centred = recentre(sums, sums.norms_ln)
-        if will_do(moments, sums.norms_ln, centred.norms_ln):
+        with np.errstate(invalid="ignore", over="ignore"):  # what was not seen may be infinite
+            sums = sum_pairs(read, moments, group_n, mapper=_quietly(mapper), **options)
+            centred = recentre(sums, sums.norms_ln)
+            near = will_do(moments, sums.norms_ln, centred.norms_ln)
+        if near:
             return moments, centred
     moments = find_moments(read, n_arrays, group_n.size, mapper=mapper)
     return moments, sum_pairs(read, moments, group_n, mapper=mapper, **options)
+
+
+def _quietly(mapper: Mapper) -> Mapper:
+    """Return a mapper whose threads do not warn of infinite numbers."""
+
+    def call(function: Callable[[Any], Any], item: Any) -> Any:  # noqa: ANN401 - any task
+        with np.errstate(invalid="ignore", over="ignore"):
+            return function(item)
+
+    return lambda function, items: mapper(partial(call, function), items)
 
 
 def cut(whole: slice, size: int) -> list[slice]:

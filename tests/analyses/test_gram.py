@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -74,7 +76,7 @@ SEEN = np.linspace(0, N - 1, 64).astype(int)
 """Samples that a glance takes; the tests below hide what is wrong from it."""
 
 
-@pytest.mark.parametrize("kind", ["apart", "still", "broken", "seen", "rounded"])
+@pytest.mark.parametrize("kind", ["apart", "still", "broken", "endless", "huge", "seen", "rounded"])
 def test_a_glance_that_saw_too_little_is_not_believed(kind) -> None:
     """Values are then those of a closer look, to the last bit, and faults are named."""
     arrays, groups = layers("independent"), np.arange(N) % 10
@@ -83,16 +85,22 @@ def test_a_glance_that_saw_too_little_is_not_believed(kind) -> None:
         arrays[1][SEEN] += np.float32(3)
     if kind == "broken":
         arrays[1][hidden[5], 3] = np.nan
+    if kind == "endless":
+        arrays[1][hidden[5], 3] = -np.inf
+    if kind == "huge":  # finite, its square is not
+        arrays[1][hidden[5], 3] = 3e38
     if kind == "still":
         arrays[1][:] = np.float32(0.1)
     if kind == "seen":
         arrays[1][SEEN[5], 3] = np.inf
     if kind == "rounded":  # differences of float32 numbers that are mostly rounding
         arrays[1] = (1e5 + 0.01 * arrays[1]).astype(np.float32)
-    moments, found, enough = glanced(arrays, groups)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        moments, found, enough = glanced(arrays, groups, mapper=Runner(2).map, workers=2)
     assert not enough
-    fault = {"broken": "NaN or infinite features", "seen": "NaN or infinite features"}
-    assert moments.faults[1] == (fault | {"still": "constant features"}).get(kind, "")
+    faults = dict.fromkeys(("broken", "endless", "seen"), "NaN or infinite features")
+    assert moments.faults[1] == (faults | {"still": "constant features"}).get(kind, "")
     want = estimates(arrays, groups, np.float32)
     for name, one in want.items():
         np.testing.assert_array_equal(found[name].value, one.value)
