@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -69,9 +70,15 @@ def release_memory() -> None:
     Its allocator keeps what was freed, and after a while even large arrays: without this, a pass
     would count what the one before it used.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    trim = _find_trim()
     if trim is not None:
         trim(0)
+
+
+@cache
+def _find_trim() -> Callable[[int], int] | None:
+    """Return the C library's function that gives pages back; looking for it takes a while."""
+    return getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -41,6 +42,16 @@ class _Strip:
     part: slice
     """Their places in the block."""
     by_columns: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Members:
+    """Which groups some samples are of."""
+
+    groups: slice
+    """From the first group to the last."""
+    member_ng: NDArray
+    """1 where a sample is in a group, [samples, groups]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +96,8 @@ class GramBlock:
             What the copy of a strip of columns may take.
         """
         gram_lmn, out = self._gram, self.out
-        mapper(self._fill, range(len(gram_lmn)))
+        members = self._members(self.columns), self._members(self.rows)
+        mapper(partial(self._fill, members), range(len(gram_lmn)))
         item = gram_lmn.nbytes // gram_lmn.size
         most = min(_STRIP, strip_bytes // (len(gram_lmn) * item))
         strips = list(self._strips(most))
@@ -95,7 +107,7 @@ class GramBlock:
             if own_ll is not None:
                 out.own_gll[strip.group] += own_ll
 
-    def _fill(self, a: int) -> None:
+    def _fill(self, members: tuple[_Members, _Members], a: int) -> None:
         """Compute one Gram matrix and sums of its rows; shift it: then products cancel little."""
         gram_mn, out = self._gram[a], self.out
         x_md = self.x.of(a, self.rows)
@@ -113,27 +125,26 @@ class GramBlock:
             gaussian.apply(gram_mn[None], *sides, self.device)
             if self._diagonal:
                 gram_mn[same, same] = 0
-        self._sum_rows(a, gram_mn)
+        self._sum_rows(a, gram_mn, *members)
         shift_n = to_device(out.shift_ln[a].astype(gram_mn.dtype), self.device)
         gram_mn += shift_n[self.rows, None]
         gram_mn += shift_n[self.columns]
         if self._diagonal:
             gram_mn[same, same] = 0
 
-    def _sum_rows(self, a: int, gram_mn: NDArray) -> None:
+    def _sum_rows(self, a: int, gram_mn: NDArray, columns: _Members, rows: _Members) -> None:
         """Add the sums over the columns of each group, and over the rows where they count too."""
-        groups, member_ng = self._members(self.columns, gram_mn.dtype)
-        self.out.row_lng[a, self.rows, groups] += to_host(gram_mn @ member_ng)
+        self.out.row_lng[a, self.rows, columns.groups] += to_host(gram_mn @ columns.member_ng)
         if not self._diagonal:
-            groups, member_mg = self._members(self.rows, gram_mn.dtype)
-            self.out.row_lng[a, self.columns, groups] += to_host(gram_mn.T @ member_mg)
+            self.out.row_lng[a, self.columns, rows.groups] += to_host(gram_mn.T @ rows.member_ng)
 
-    def _members(self, samples: slice, dtype: np.dtype) -> tuple[slice, NDArray]:
-        """Return the groups of some samples, and which sample is in which, [samples, groups]."""
+    def _members(self, samples: slice) -> _Members:
+        """Return the groups of some samples."""
         group_n = self.out.group_n[samples]
         groups = np.arange(group_n[0], group_n[-1] + 1)
-        member_ng = (group_n[:, None] == groups).astype(dtype)
-        return slice(int(group_n[0]), int(group_n[-1]) + 1), to_device(member_ng, self.device)
+        member_ng = (group_n[:, None] == groups).astype(self.memory.dtype)
+        there = slice(int(group_n[0]), int(group_n[-1]) + 1)
+        return _Members(there, to_device(member_ng, self.device))
 
     def _strips(self, most: int) -> Iterator[_Strip]:
         """Cut the block into strips of at most `most` numbers of each array, or one row of it."""

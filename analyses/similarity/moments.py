@@ -93,10 +93,6 @@ def find_moments(read: Reader, n_arrays: int, n: int, *, mapper: Mapper = map_in
     float64 arrays in float64. float32 arrays in float32 sums of differences from a first mean (the
     scale to 1e-5), again in float64 where those differences could be rounding alone.
     """
-    return _look_at_all(read, n_arrays, n, mapper)
-
-
-def _look_at_all(read: Reader, n_arrays: int, n: int, mapper: Mapper) -> Moments:
     found = mapper(lambda a: _look_at(read, a, n), range(n_arrays))
     return Moments(
         [mean_d for mean_d, _, _ in found],
@@ -119,11 +115,17 @@ def glance(read: Reader, n_arrays: int, n: int) -> Moments | None:
     -------
     Moments
         The mean is off by an eighth of the scale where samples are independent. None where those
-        samples show a fault; then `find_moments` says which.
+        samples could show a fault; then `find_moments` says which.
     """
     rows = np.unique(np.linspace(0, n - 1, _GLANCE).astype(np.int64))
-    found = _look_at_all(lambda a, some: read(a, rows[some]), n_arrays, rows.size, map_in_turn)
-    return None if any(found.faults) else found
+    with np.errstate(invalid="ignore", over="ignore"):  # infinite features end as None
+        found = [_look_single(read(a, rows)) for a in range(n_arrays)]
+        spread_l = np.asarray([spread for _, spread in found])
+        square_l = spread_l + [rows.size * float(mean_d @ mean_d) for mean_d, _ in found]
+        sound_l = np.isfinite(square_l) & (spread_l > _DOUBTFUL * square_l)
+    if not sound_l.all():
+        return None
+    return Moments([mean_d for mean_d, _ in found], np.sqrt(spread_l / rows.size), [""] * n_arrays)
 
 
 def will_do(moments: Moments, norms_ln: NDArray[np.float64], centred_ln: NDArray) -> bool:
