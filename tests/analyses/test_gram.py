@@ -48,8 +48,8 @@ def glanced(arrays: list[np.ndarray], groups: np.ndarray, **options):
 
     moments, sums = sum_at_a_glance(read, groups, len(arrays), dtype=np.float32, **options)
     exact = find_moments(read, len(arrays), len(groups))
-    looked = any((a != b).any() for a, b in zip(moments.means, exact.means, strict=True))
-    return moments, estimate(sums), looked
+    enough = any((a != b).any() for a, b in zip(moments.means, exact.means, strict=True))
+    return moments, estimate(sums), enough
 
 
 @pytest.mark.parametrize("kind", ["independent", "outlier", "offset"])
