@@ -108,7 +108,7 @@ def make_plans(
             continue
         try:
             plan = analysis.plan(selection)
-            check_fits(plan.folds, selection.source.cost, selection.memory_bytes)
+            check_fits(plan.folds, selection.source.sizes, selection.memory_bytes)
             plans[analysis.name] = plan
         except (MissingSitesError, MemoryBudgetError) as error:
             if not by_default or getattr(analysis, "exact", False):  # exact is asked for, too

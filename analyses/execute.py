@@ -77,7 +77,7 @@ def _cut_passes(
     try:
         passes = plan_passes(
             [*wanted, *collect],
-            source.cost,
+            source.sizes,
             source.borders(),
             memory_bytes=selection.memory_bytes - held,
             workers=runner.workers,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from .errors import AnalysisInputError, MemoryBudgetError
 from .fold import ArrayKey, Fold
+from .packing import Budget, Sizes, block_bytes, fits, needs_of, pack
 
 _UNITS = {
     "": 1,
@@ -24,8 +25,6 @@ _UNITS = {
 }
 USABLE = 0.75
 """Part of the memory that is planned with; the rest is for gaps of the allocator and indexes."""
-STATE_SHARE = 0.5
-"""Part of the usable memory that accumulators of one pass may take when they could be split."""
 _SLAB_BYTES = 64 * 2**20
 """Slabs are not made larger than this: a smaller one is partly in the processor's cache still."""
 _POOLED_BYTES = 192 * 2**20
@@ -92,27 +91,9 @@ class Pass:
     workers: int
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """What may be used, and by how many workers."""
-
-    usable_bytes: int
-    workers: int
-
-    def room(self, folds: Sequence[Fold[Any, Any]]) -> int:
-        """Return what is left for the slab of one worker, in bytes (negative: does not fit)."""
-        states = sum(fold.state_bytes(self.workers) for fold in folds)
-        scratch = max((fold.scratch_bytes for fold in folds), default=0)
-        return (self.usable_bytes - states) // self.workers - scratch
-
-
-type Cost = Callable[[Iterable[ArrayKey]], NDArray[np.int64]]
-"""Bytes of a block of each single sample with these arrays, [samples]."""
-
-
 def plan_passes(
     folds: Sequence[Fold[Any, Any]],
-    cost: Cost,
+    sizes: Sizes,
     borders: NDArray[np.int64],
     *,
     memory_bytes: int,
@@ -124,8 +105,8 @@ def plan_passes(
     ----------
     folds
         Distinct folds.
-    cost
-        Bytes of every sample for a set of arrays.
+    sizes
+        Bytes of every sample of one array.
     borders
         Samples that start a stored segment; slabs end there when that wastes no more than half.
     memory_bytes
@@ -140,65 +121,36 @@ def plan_passes(
 
     Notes
     -----
-    Folds are packed in order of their arrays while accumulators stay under half of the memory and
-    the largest single sample fits into the rest. An array that folds of two passes need is read
-    twice.
+    Folds share a pass while accumulators stay under half of the memory and the largest single
+    sample fits into the rest. An array that folds of two passes need is read twice: `pack` chooses
+    who shares a pass so that this is seldom.
     """
     usable = int(memory_bytes * USABLE)
     ordered = sorted(folds, key=lambda fold: (fold.needs[0].capture, fold.needs[0].layer))
     while True:
         budget = Budget(usable, workers)
-        groups = _pack(ordered, cost, budget)
+        groups = pack(ordered, sizes, budget)
         if groups is not None:
-            return [_cut(group, cost, borders, budget) for group in groups]
+            return [_cut(group, sizes, borders, budget) for group in groups]
         if workers == 1:
-            raise MemoryBudgetError(_explain(ordered, cost, memory_bytes))
+            raise MemoryBudgetError(_explain(ordered, sizes, memory_bytes))
         workers //= 2
 
 
-def check_fits(folds: Sequence[Fold[Any, Any]], cost: Cost, memory_bytes: int) -> None:
+def check_fits(folds: Sequence[Fold[Any, Any]], sizes: Sizes, memory_bytes: int) -> None:
     """Raise MemoryBudgetError where one of the folds does not fit alone, with one worker."""
     budget = Budget(int(memory_bytes * USABLE), 1)
-    large = [fold for fold in folds if not _fits([fold], cost, budget)]
+    large = [fold for fold in folds if not fits([fold], sizes, budget)]
     if large:
-        raise MemoryBudgetError(_explain(large, cost, memory_bytes))
-
-
-def _needs(folds: Iterable[Fold[Any, Any]]) -> tuple[ArrayKey, ...]:
-    return tuple(sorted({key for fold in folds for key in fold.needs}))
-
-
-def _fits(folds: list[Fold[Any, Any]], cost: Cost, budget: Budget) -> bool:
-    return budget.room(folds) >= int(cost(_needs(folds)).max(initial=0))
-
-
-def _pack(folds: Sequence[Fold[Any, Any]], cost: Cost, budget: Budget) -> list[list[Fold]] | None:
-    """Return groups of folds that fit together, or None when one alone does not fit."""
-    states = sum(fold.state_bytes(budget.workers) for fold in folds)
-    if folds and states <= STATE_SHARE * budget.usable_bytes and _fits([*folds], cost, budget):
-        return [[*folds]]
-    groups: list[list[Fold[Any, Any]]] = []
-    states = 0
-    for fold in folds:
-        own = fold.state_bytes(budget.workers)
-        shared = bool(groups) and states + own <= STATE_SHARE * budget.usable_bytes
-        if shared and _fits([*groups[-1], fold], cost, budget):
-            groups[-1].append(fold)
-            states += own
-        elif _fits([fold], cost, budget):
-            groups.append([fold])
-            states = own
-        else:
-            return None
-    return groups
+        raise MemoryBudgetError(_explain(large, sizes, memory_bytes))
 
 
 def _cut(
-    folds: list[Fold[Any, Any]], cost: Cost, borders: NDArray[np.int64], budget: Budget
+    folds: list[Fold[Any, Any]], sizes: Sizes, borders: NDArray[np.int64], budget: Budget
 ) -> Pass:
     """Cut the samples into slabs."""
-    needs = _needs(folds)
-    bytes_n = cost(needs)
+    needs = needs_of(folds)
+    bytes_n = block_bytes(needs, sizes)
     total = int(bytes_n.sum())
     share = total // (budget.workers * _SLABS_PER_WORKER)
     limit = min(budget.room(folds), _SLAB_BYTES, max(share, 1))
@@ -218,10 +170,10 @@ def _cut(
     return Pass(tuple(folds), needs, tuple(slabs), budget.workers)
 
 
-def _explain(folds: Sequence[Fold[Any, Any]], cost: Cost, memory_bytes: int) -> str:
+def _explain(folds: Sequence[Fold[Any, Any]], sizes: Sizes, memory_bytes: int) -> str:
     """Return the message of a budget that nothing fits into."""
     single = Budget(0, 1)
-    wanted = [-single.room([f]) + int(cost(_needs([f])).max(initial=0)) for f in folds]
+    wanted = [-single.room([f]) + int(block_bytes(f.needs, sizes).max(initial=0)) for f in folds]
     worst = int(np.argmax(wanted))
     needed = int(wanted[worst] / USABLE) + 1
     return (

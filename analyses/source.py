@@ -87,18 +87,6 @@ class Source:
         item = info.width * (8 if info.dtype == "float64" else 4)
         return (view.index_n >= 0) * item if key.pool else view.rows[info.stream] * item
 
-    def cost(self, keys: Iterable[ArrayKey]) -> NDArray[np.int64]:
-        """Return the bytes of a block of each single sample: all arrays, and the largest once more.
-
-        The second copy is the stored form of the array that is being read.
-        """
-        total, largest = np.zeros((2, self.ids.size), dtype=np.int64)
-        for key in keys:
-            sizes = self.sizes(key)
-            total += sizes
-            np.maximum(largest, sizes, out=largest)
-        return total + largest
-
     def read(self, key: ArrayKey, start: int, stop: int, memory: SlabMemory | None = None) -> Piece:
         """Return the values of one array for the samples start … stop - 1 of the axis.
 

@@ -38,7 +38,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     ),
     "angles": (
         *("capture_a", "capture_b", "site", "layer", "mask", "span", "directions_a"),
-        *("directions_b", "overlap", "overlap_random", "angle_smallest", "angle_largest", *_END),
+        *("directions_b", "overlap", "overlap_random", "angle_smallest", "angle_largest"),
+        *("angle_rounding", *_END),
     ),
     "probe": (
         *(

@@ -74,7 +74,7 @@ def plan_exact(selection: Selection) -> ExactPlan:
     source = selection.source
     passes = plan_passes(
         [fold for folds in tiles for fold in folds],
-        source.cost,
+        source.sizes,
         source.borders(),
         memory_bytes=selection.memory_bytes,
         workers=selection.workers,

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..fold import ArrayKey
-from ..memory import STATE_SHARE, USABLE, format_bytes
+from ..memory import USABLE, format_bytes
+from ..packing import STATE_SHARE
 from ..selection import Selection
 from ..source import View
 from ..statistics.resampling import MIN_GROUPS

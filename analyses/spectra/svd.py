@@ -118,6 +118,7 @@ def _leading(arrays: list[Array], outcome: Outcome) -> dict[tuple[str, str, int]
             one.key.layer,
             one.mask,
             one.fold.width,
+            one.fold.itemsize,
             outcome.folds[one.fold],
         )
         for one in arrays

@@ -5,6 +5,9 @@ import pytest
 from scipy.linalg import subspace_angles
 
 from lorascope.analyses import analyze, to_tables
+from lorascope.analyses.spectra.angles import rounding_angle
+from lorascope.analyses.spectra.scatter import Scatter, add_rows
+from lorascope.analyses.spectra.scatter_fold import leading_vectors
 from lorascope.analyses.statistics.subspaces import overlap, principal_angles, random_overlap
 
 
@@ -85,3 +88,28 @@ def test_directions_that_are_not_there_give_a_reason(angles, one) -> None:
     row = one(angles, capture_a="untrained", capture_b="lora", site="lora_b.v_proj", layer=0)
     assert row["reason"] == "untrained: constant features"
     assert np.isnan(row["overlap"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+def test_rounding_turns_no_span_further_than_its_row_says(dtype, offset) -> None:
+    """Scatters of the same rows in other slabs, beside the one of long double sums."""
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(3000, 24)) * np.exp(-0.1 * np.arange(24)) + offset * rng.normal(size=24)
+    x = x.astype(dtype)
+    centred = x.astype(np.longdouble) - x.astype(np.longdouble).mean(axis=0)
+    exact = (centred.T @ centred).astype(np.float64)
+    sigma = np.sqrt(np.linalg.eigvalsh(exact)[::-1])
+    seen = 0.0
+    for cuts in (1, 7, 40):
+        state = Scatter.empty(24, "cpu")
+        for rows in np.array_split(x, cuts):
+            add_rows(state, rows)
+        for count in (1, 4, 16, 24):
+            turned = principal_angles(
+                leading_vectors(exact, count), leading_vectors(state.scatter_dd, count)
+            )
+            bound = rounding_angle(sigma, count, x.itemsize)
+            assert turned[-1] <= bound
+            seen = max(seen, turned[-1] / bound)
+    assert seen > 0.01  # a bound that says something

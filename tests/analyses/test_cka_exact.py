@@ -311,7 +311,7 @@ def test_folds_travel_and_promise_what_they_hold(path):
         again.add(again.empty(), block).panels, fold.add(state, block).panels, strict=True
     ):
         np.testing.assert_array_equal(one, other)
-    (single,) = plan_passes([fold], source.cost, source.borders(), memory_bytes=2**30, workers=2)
+    (single,) = plan_passes([fold], source.sizes, source.borders(), memory_bytes=2**30, workers=2)
     assert single.folds == (fold,)
 
 

@@ -105,14 +105,22 @@ def compare_tables(one: dict, other: dict) -> None:
     for name, dataset in one.items():
         for column, values in dataset.items():
             a, b = values.to_numpy(), other[name][column].to_numpy()
-            if a.dtype.kind == "f":
+            if column in {"angle_smallest", "angle_largest"}:
+                # a span whose next direction is nearly as large turns far: its row says how far
+                there = ~np.isnan(a)
+                np.testing.assert_array_equal(~np.isnan(b), there)
+                turn = dataset["angle_rounding"].to_numpy()[there] + 1e-9
+                np.testing.assert_array_less(np.abs(b - a)[there], turn)
+            elif a.dtype.kind == "f":
                 # float32 products of other tiles in the spectra; float64 sums elsewhere
                 np.testing.assert_allclose(b, a, rtol=2e-5, atol=2e-5, err_msg=f"{name}.{column}")
             else:
                 np.testing.assert_array_equal(b, a, err_msg=f"{name}.{column}")
 
 
-@pytest.mark.parametrize(("workers", "memory"), [(3, "2GiB"), (1, "3MiB"), (2, "6MiB")])
+@pytest.mark.parametrize(
+    ("workers", "memory"), [(3, "2GiB"), (1, "3MiB"), (2, "4MiB"), (2, "6MiB")]
+)
 def test_all_tables_agree_under_any_memory_and_workers(study, results, workers, memory) -> None:
     found = analyze(study.path, workers=workers, memory=memory)
     assert (

@@ -188,7 +188,7 @@ def fold(layer: int, pool: str) -> CollectFold:
 @pytest.mark.parametrize("pool", ["mean_valid", ""])
 def test_pooled_features_alone_are_read_in_whole_segments(pool) -> None:
     """80 samples in segments of 30: one slab where they fit, else a slab ends where a segment does."""
-    size, borders = np.full(80, 1000), np.array([30, 60])
+    size, borders = np.full(80, 250), np.array([30, 60])  # 1,000 of three, one stored
 
     def cut(memory: int) -> tuple[tuple[int, int], ...]:
         folds = [fold(layer, pool) for layer in range(3)]

@@ -46,20 +46,20 @@ class Sum:
 def plan(count: int, *, usable: int, workers: int, samples: int = 20, size: int = 50):
     folds = [Sum(f"s{i}") for i in range(count)]
 
-    def cost(keys) -> np.ndarray:
-        return np.full(samples, size * len(list(keys)), dtype=np.int64)
+    def sizes(key: ArrayKey) -> np.ndarray:
+        return np.full(samples, size, dtype=np.int64)
 
     memory = int(np.ceil(usable / USABLE))
     borders = np.array([10])
-    return plan_passes(folds, cost, borders, memory_bytes=memory, workers=workers)  # type: ignore[arg-type]
+    return plan_passes(folds, sizes, borders, memory_bytes=memory, workers=workers)  # type: ignore[arg-type]
 
 
 def test_one_pass_when_it_fits() -> None:
     (one,) = plan(2, usable=2000, workers=2)
     assert len(one.folds) == 2
     assert one.workers == 2
-    # 2000 - 2 * 2 * 100 of state, halved, less 10 of scratch: 790; a sample costs 100
-    sizes = [100 * (stop - start) for start, stop in one.slabs]
+    # 2000 - 2 * 2 * 100 of state, halved, less 10 of scratch: 790; a sample costs 100 + 50
+    sizes = [150 * (stop - start) for start, stop in one.slabs]
     assert max(sizes) <= 790
     assert [s for a, b in one.slabs for s in range(a, b)] == list(range(20))
     assert 10 in {start for start, _ in one.slabs}  # a slab ends where a segment does
@@ -70,20 +70,20 @@ def test_several_passes_when_accumulators_do_not_fit() -> None:
     assert len(passes) == 2  # 4 states of 100 are under half of 900, the fifth is not
     assert [len(one.folds) for one in passes] == [4, 2]
     for one in passes:
-        slab = max(stop - start for start, stop in one.slabs) * 50 * len(one.folds)
+        slab = max(stop - start for start, stop in one.slabs) * 50 * (len(one.folds) + 1)
         assert slab + 100 * len(one.folds) + 10 <= 900
 
 
 def test_fewer_workers_when_slabs_do_not_fit() -> None:
-    (one,) = plan(1, usable=400, workers=4, size=150)
-    assert one.workers == 1  # 100 + 150 + 10 fits once into 400
+    (one,) = plan(1, usable=400, workers=4, size=145)
+    assert one.workers == 1  # 100 + 2 * 145 + 10 fits once into 400
 
 
 def test_refused_when_nothing_fits() -> None:
     with pytest.raises(MemoryBudgetError, match=r"memory 214 B is too little.*Allow at least"):
-        plan(1, usable=160, workers=2, size=60)
+        plan(1, usable=160, workers=2, size=30)
     # what the message asks for is enough
-    plan(1, usable=171, workers=2, size=60)
+    plan(1, usable=171, workers=2, size=30)
 
 
 def test_too_little_memory_is_said_before_anything_is_read(
