@@ -83,7 +83,7 @@ def pack(
     Returns
     -------
     list
-        Groups, each in the order of `folds`: one where all fit together.
+        Groups, each in the order of `folds`: one where all fit together, none without folds.
 
     Notes
     -----
@@ -91,8 +91,10 @@ def pack(
     and the one that reads less is returned. Which is better depends on where groups end.
     O(folds²) small vector operations and O(arrays · samples · groups): 50 ms for 330 folds.
     """
+    if not folds:
+        return []
     states = sum(fold.state_bytes(budget.workers) for fold in folds)
-    if folds and states <= STATE_SHARE * budget.usable_bytes and fits(folds, sizes, budget):
+    if states <= STATE_SHARE * budget.usable_bytes and fits(folds, sizes, budget):
         return [[*folds]]
     keys = needs_of(folds)
     bytes_k = np.array([int(sizes(key).sum()) for key in keys])

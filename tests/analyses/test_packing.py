@@ -152,3 +152,7 @@ def test_no_group_holds_more_arrays_than_a_sample_has_room_for() -> None:
 def test_one_reading_where_all_fits(count) -> None:
     folds = [Stub((key(f"s{i}"),), 1) for i in range(count)]
     assert pack(folds, flat(), Budget(10**6, 2)) == [folds]
+
+
+def test_no_reading_without_folds() -> None:
+    assert pack([], flat(), Budget(1, 1)) == []
