@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .engine import Progress, Runner, run_passes
 from .errors import MemoryBudgetError
 from .fold import ArrayKey, Fold
+from .masks import pooled_frames
 from .memory import Pass, format_bytes, plan_passes
 from .partial import Keeping
 from .plan import Outcome, Plan, Table, join_tables
@@ -47,12 +51,16 @@ def execute(
     source = selection.source
     pooled = dict.fromkeys(key for plan in plans.values() for key in plan.pooled)
     stored = {key: selection.stored_key(key) for key in pooled}
+    frames = {key: pooled_frames(selection, key) for key in pooled}
+    valid_n = {key: None if one is None else one.valid_n for key, one in frames.items()}
     wanted = list(dict.fromkeys(f for plan in plans.values() for f in plan.folds))
-    collect, passes = _cut_passes(wanted, _collect_folds(stored, selection), selection, runner)
+    collect, passes = _cut_passes(
+        wanted, _collect_folds(stored, valid_n, selection), selection, runner
+    )
     keeper = keeping.open(source, passes, selection.seed) if runner.client is None else None
     results: dict[Fold[Any, Any], Any] = run_passes(source, passes, runner, progress, keeper)
     collected = {fold.key: results.pop(fold) for fold in collect}
-    outcome = Outcome(selection, results, PooledSource(source, collected, stored), runner)
+    outcome = Outcome(selection, results, PooledSource(source, collected, stored, valid_n), runner)
     tables: dict[str, Table] = {}
     read = sum(int(source.sizes(key).sum()) for one in passes for key in one.needs)
     for name, plan in plans.items():
@@ -89,7 +97,11 @@ def _cut_passes(
     return collect, passes
 
 
-def _collect_folds(stored: dict[ArrayKey, ArrayKey], selection: Selection) -> list[CollectFold]:
+def _collect_folds(
+    stored: dict[ArrayKey, ArrayKey],
+    valid_n: dict[ArrayKey, NDArray[np.int64] | None],
+    selection: Selection,
+) -> list[CollectFold]:
     """Return a fold that keeps each pooled array, or none when they do not fit together."""
     source = selection.source
     folds = []
@@ -97,6 +109,7 @@ def _collect_folds(stored: dict[ArrayKey, ArrayKey], selection: Selection) -> li
         view = source.views[key.capture]
         info = view.info(where)
         item = 4 if where.pool and info.dtype != "float64" else 8
-        folds.append(CollectFold(key, where, view.samples.size * info.width * item))
+        bytes_ = view.samples.size * info.width * item
+        folds.append(CollectFold(key, where, bytes_, valid_n[key]))
     fits = sum(fold.bytes for fold in folds) <= _COLLECT_SHARE * selection.memory_bytes
     return folds if fits else []

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .fold import Piece
+from .fold import ArrayKey, Piece
 from .plan import mask_of
 from .selection import Selection
 from .source import View
@@ -67,6 +67,14 @@ class Frames:
         counts = np.diff(piece.offsets)
         place = np.arange(int(piece.offsets[-1])) - np.repeat(piece.offsets[:-1], counts)
         return place < np.repeat(self.valid_n[piece.samples], counts)
+
+
+def pooled_frames(selection: Selection, key: ArrayKey) -> Frames | None:
+    """Return which rows the mean behind a pooled array is of; None where the mean was recorded."""
+    stored = selection.stored_key(key)
+    if stored.pool:
+        return None
+    return frames_of(selection, selection.source.views[key.capture], key.site)
 
 
 def frames_of(selection: Selection, view: View, site: str) -> Frames:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,8 @@ from .source import Source
 from .statistics.means import column_means
 
 DEFAULT_POOL = "mean_valid"
-"""Pool of geometry and probes; the mean of the stored rows where it was not recorded."""
+"""Pool of geometry and probes; where it was not recorded, the mean of the rows with audio, or of
+all stored rows where the store does not say which have some."""
 _READ_BYTES = 64 * 2**20
 """Rows read at a time when their mean is taken outside of a pass."""
 
@@ -38,6 +39,8 @@ class CollectFold:
     """What is read: `key`, or the rows behind it."""
     bytes: int
     """Size of the whole."""
+    valid_n: NDArray[np.int64] | None = field(default=None, compare=False, repr=False)
+    """Rows of each sample of the axis that a mean is of, from its first; None: all."""
 
     @property
     def needs(self) -> tuple[ArrayKey, ...]:
@@ -62,7 +65,7 @@ class CollectFold:
     ) -> list[tuple[NDArray[np.int64], NDArray]]:
         """Return the parts and one more."""
         piece = block[self.stored]
-        values = piece.values if self.stored.pool else mean_rows(piece)
+        values = piece.values if self.stored.pool else mean_rows(piece, self.valid_n)
         return [*state, (piece.samples, values)]
 
     def merge(
@@ -93,10 +96,21 @@ def _join(parts: list[NDArray]) -> NDArray:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def mean_rows(piece: Piece) -> NDArray[np.float64]:
-    """Return the float64 mean of the rows of each sample, [samples, features]; NaN without rows."""
+def mean_rows(piece: Piece, valid_n: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
+    """Return the float64 mean of the rows of each sample, [samples, features]; NaN without rows.
+
+    Parameters
+    ----------
+    piece
+        Rows of some samples.
+    valid_n
+        How many rows of each sample of the axis count, from its first; None: all.
+    """
     out = np.full((piece.samples.size, piece.values.shape[1]), np.nan)
-    runs = zip(piece.offsets[:-1], piece.offsets[1:], strict=True)
+    count_n = np.diff(piece.offsets)
+    if valid_n is not None:
+        count_n = np.minimum(count_n, valid_n[piece.samples])
+    runs = zip(piece.offsets[:-1], piece.offsets[:-1] + count_n, strict=True)
     with np.errstate(invalid="ignore"):  # infinities of both signs have no mean
         for i, (start, stop) in enumerate(runs):
             if stop > start:
@@ -112,6 +126,8 @@ class PooledSource:
     collected: Mapping[ArrayKey, Collected]
     stored: Mapping[ArrayKey, ArrayKey]
     """What is read for each pooled array: itself, or the rows behind it."""
+    valid_n: Mapping[ArrayKey, NDArray[np.int64] | None] = field(default_factory=dict)
+    """Rows of each sample of the axis that a mean is of, for each pooled array; None: all."""
 
     @property
     def in_memory(self) -> bool:
@@ -158,12 +174,13 @@ class PooledSource:
             return held.values.take(place, axis=0)
         wanted, back = np.unique(samples, return_inverse=True)
         stored = self.stored[key]
-        parts = [self._read(stored, run) for run in runs_of(wanted, self.source.sizes(stored))]
+        parts = [self._read(key, run) for run in runs_of(wanted, self.source.sizes(stored))]
         return np.concatenate(parts)[back]
 
-    def _read(self, stored: ArrayKey, run: tuple[int, int]) -> NDArray:
+    def _read(self, key: ArrayKey, run: tuple[int, int]) -> NDArray:
+        stored = self.stored[key]
         piece = self.source.read(stored, *run)
-        return piece.values if stored.pool else mean_rows(piece)
+        return piece.values if stored.pool else mean_rows(piece, self.valid_n.get(key))
 
 
 def runs_of(samples: NDArray[np.int64], sizes: NDArray[np.int64]) -> Sequence[tuple[int, int]]:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..errors import AnalysisInputError, MissingSitesError
 from ..fold import ArrayKey
-from ..plan import Outcome, Plan, Table, describe_exposure, mask_of
+from ..plan import Outcome, Plan, Table, describe_exposure
 from ..selection import Selection
 from ..spectra.planned import plan_scatters
 from ..spectra.scatter_fold import ScatterFold, Spectra
@@ -29,8 +29,8 @@ class Alignment:
     Notes
     -----
     Outputs: X of A against X B' of B. Gradients: G at B's output against G B at A's. Both follow
-    from one side's rows and the matrix (`Turned`), over all rows of a capture. O(width³) once, and
-    draws · width · rank² operations.
+    from one side's rows and the matrix (`Turned`), over all rows of a capture, and over those with
+    audio where padding was recorded. O(width³) once, and draws · width · rank² operations.
     """
 
     draws: int = 499
@@ -46,7 +46,12 @@ class Alignment:
             msg = f"alignment needs at least 1 draw, not {self.draws}."
             raise AnalysisInputError(msg)
         scatters = plan_scatters(selection)
-        folds = {key: scatters.fold(key) for key in scatters.frames if direction_of(key.site)}
+        folds = {
+            (key, mask): scatters.fold(key, mask)
+            for key in scatters.frames
+            if direction_of(key.site)
+            for mask in scatters.masks(key)
+        }
         if not folds:
             msg = (
                 "alignment needs rows of lora_a, or gradients of lora_b; the store holds none of "
@@ -57,12 +62,14 @@ class Alignment:
         return Plan(partial(_conclude, self, folds), tuple(folds.values()))
 
 
-def _conclude(
-    alignment: Alignment, folds: dict[ArrayKey, ScatterFold], outcome: Outcome
-) -> dict[str, Table]:
+type _Folds = dict[tuple[ArrayKey, str], ScatterFold]
+"""By array and mask."""
+
+
+def _conclude(alignment: Alignment, folds: _Folds, outcome: Outcome) -> dict[str, Table]:
     rows = list(outcome.runner.map(partial(_row, alignment, folds, outcome), list(folds)))
     attrs = {
-        "value": "biased CKA of all recorded rows, from their scatter and the matrix B",
+        "value": "biased CKA of all rows that `mask` names, from their scatter and the matrix B",
         "null": "B with the same singular values, left singular vectors uniform (Haar)",
         "null_draws": alignment.draws,
         "p_value": "two-sided: how rarely a random orientation is as far from the others",
@@ -71,19 +78,20 @@ def _conclude(
 
 
 def _row(
-    alignment: Alignment, folds: dict[ArrayKey, ScatterFold], outcome: Outcome, key: ArrayKey
+    alignment: Alignment, folds: _Folds, outcome: Outcome, array: tuple[ArrayKey, str]
 ) -> dict[str, object]:
+    key, mask = array
     view = outcome.selection.source.views[key.capture]
-    spectra: Spectra = outcome.folds[folds[key]]
+    spectra: Spectra = outcome.folds[folds[array]]
     row: dict[str, object] = {
         "capture": key.capture,
         "module": module_of(key.site),
         "layer": key.layer,
         "direction": direction_of(key.site),
-        "mask": mask_of(view, key.site),
+        "mask": mask,
         "n": spectra.n,
         "exposed": describe_exposure(view, view.samples),
-        "reason": spectra.reason or _fault(folds[key].projection, spectra),
+        "reason": spectra.reason or _fault(folds[array].projection, spectra),
     }
     if row["reason"] or spectra.turned is None:
         return row

@@ -106,10 +106,10 @@ def prefer(table: pd.DataFrame, name: str, *wanted: str) -> pd.DataFrame:
     return table
 
 
-def leading_mask(table: pd.DataFrame) -> pd.DataFrame:
-    """Return one mask's rows of each capture and site: those of `valid` where there are any."""
+def leading_mask(table: pd.DataFrame, by: Sequence[str] = ("capture", "site")) -> pd.DataFrame:
+    """Return one mask's rows of each place: those of `valid` where there are any."""
     mask = strings(table, "mask")
-    places = list(zip(strings(table, "capture"), strings(table, "site"), strict=True))
+    places = list(zip(*(strings(table, name) for name in by), strict=True))
     with_audio = {place for place, name in zip(places, mask, strict=True) if name == "valid"}
     other = np.asarray([place not in with_audio for place in places], dtype=bool)
     return take(table, (mask == "valid") | other)

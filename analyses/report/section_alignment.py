@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from .curves import caption, capture_curves, curve_panel
-from .frames import having, not_computed, number, strings, values, where
+from .frames import having, leading_mask, not_computed, number, strings, values, where
 from .plots import Series
 from .section import FigureGroup, Panel, Section
 from .tables import view
@@ -24,7 +24,7 @@ SIDES = {
 
 def alignment_section(table: pd.DataFrame, study: Study) -> Section:
     """Return the curves of both directions with their null, and how many layers leave it."""
-    rows = having(table, "value")
+    rows = leading_mask(having(table, "value"), ("capture", "module", "direction"))
     found = _findings(rows, study)
     return Section(
         key="alignment",

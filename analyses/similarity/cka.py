@@ -98,7 +98,7 @@ class CKA:
         rows_each = 3 * len(kernels) + 3 * self.exact
         _check_table(selection, ((keys, rows_each), (flat.arrays, 3)))
         frames = (
-            plan_frames(selection, self.frames_per_sample) if self.frames else FramePlan((), ())
+            plan_frames(selection, self.frames_per_sample) if self.frames else FramePlan((), (), ())
         )
         exact = plan_exact(selection) if self.exact else ExactPlan()
         conclude = partial(_conclude, self, keys, kernels, (frames, exact, flat))
@@ -146,7 +146,7 @@ def _conclude(
         "between_groups: t test of the jackknife, one-sided, conservative",
         "interval": "delete-one-speaker jackknife, t quantile, 95 %",
         "between_groups": "HSIC from pairs, triples, quadruples of samples of different speakers",
-        "pooled_from": "recorded mean_valid, else the mean of the stored rows of each sample",
+        "pooled_from": "recorded mean_valid, else the mean of the stored rows that `mask` says",
     }
     tables = [
         frame

@@ -19,7 +19,8 @@ from .row_groups import Refused, RowGroup, match_rows
 from .row_sums import Layout
 
 _SHARE = 0.25
-"""Part of the memory that the sums of one tile may take, those of all workers together."""
+"""Part of the memory that the sums of one tile may take, those of all workers together; sums of
+rows with their padding as much again, so that those of audio are the same where there is none."""
 _TILE_BYTES = 16 * 2**20
 """Rows side by side that are multiplied at a time, at most."""
 _TILE_ROWS = 8192
@@ -99,12 +100,15 @@ def _split_groups(
     """
     sizes = [8 * Layout(_widths(selection, group.arrays)).size for group in groups]
     found: dict[int, NDArray[np.int64]] = {}
-    for number, at in enumerate(np.argsort(sizes, kind="stable").tolist()):
-        one = groups[at]
-        most = room // (len(groups) - number) // sizes[at]
-        view = selection.source.views[one.arrays[0].capture]
-        found[at] = jackknife_groups(view, one.samples, selection.seed, most)
-        room -= sizes[at] * (int(found[at].max()) + 1)
+    for whole in (False, True):
+        kind = [at for at, group in enumerate(groups) if group.whole == whole]
+        left = room
+        for number, at in enumerate(sorted(kind, key=sizes.__getitem__)):
+            one = groups[at]
+            most = left // (len(kind) - number) // sizes[at]
+            view = selection.source.views[one.arrays[0].capture]
+            found[at] = jackknife_groups(view, one.samples, selection.seed, most)
+            left -= sizes[at] * (int(found[at].max()) + 1)
     return [found[at] for at in range(len(groups))]
 
 
@@ -124,7 +128,8 @@ def _cut(
         arrays = tuple(group.arrays[a] for a in members)
         tiles.append(
             ExactFold(
-                *(arrays, layout, group.samples, group_n, wide, rows), device=selection.device
+                *(arrays, layout, group.samples, group.counts, group_n, wide, rows),
+                device=selection.device,
             )
         )
     return tiles
@@ -164,7 +169,9 @@ def _with_origins(
     selection: Selection, group: RowGroup, tiles: Sequence[ExactFold]
 ) -> tuple[ExactFold, ...]:
     """Return the tiles with the origin of every array, for which rows of few samples are read."""
-    found = {key: find_origin(selection.source, key, group.samples) for key in group.arrays}
+    found = {
+        key: find_origin(selection.source, key, group.samples, group.counts) for key in group.arrays
+    }
     return tuple(replace(tile, origins=tuple(found[k] for k in tile.arrays)) for tile in tiles)
 
 
@@ -177,8 +184,8 @@ def _describe(selection: Selection, groups: Sequence[RowGroup], passes: int) -> 
         multiplications += pairs * float(group.counts.sum())
     arrays = max(len(group.arrays) for group in groups)
     rows = max(int(group.counts.sum()) for group in groups)
-    fits = f"take at least {passes} passes: more --memory makes them fewer"
-    fits = "fit into one pass" if passes == 1 else fits
+    fits = f"alone take at least {passes} passes: more --memory makes them fewer"
+    fits = "alone fit into one pass" if passes == 1 else fits
     return (
         f"exact CKA of frames: {len(groups)} {'site' if len(groups) == 1 else 'groups of rows'}, "
         f"up to {arrays} arrays of {rows:,} rows, {multiplications:.1e} multiplications; "

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ..fold import ArrayKey
-from ..plan import Outcome, describe_exposure, mask_of, most_exposed
+from ..plan import Outcome, describe_exposure, most_exposed
 from ..selection import Selection
 from ..source import AGAINST
 from ..statistics.resampling import MIN_GROUPS
@@ -22,7 +22,8 @@ from .pairs import jackknife_groups
 from .row_groups import Refused, RowGroup, match_rows
 
 _SHARE = 0.25
-"""Part of the memory that the drawn frames of all sites may take together."""
+"""Part of the memory that the drawn frames of all sites may take together; those of whole samples
+with their padding as much again, so that frames with audio are the same where there is none."""
 _LEFT_SHARE = 0.05
 """Part of the memory that the sums without each group may take; else speakers are put together."""
 _MOST_GROUPS = 32
@@ -34,15 +35,29 @@ class FramePlan:
     """Which frames are compared, and which pairs cannot be."""
 
     folds: tuple[FrameFold, ...]
+    masks: tuple[tuple[str, ...], ...]
+    """Which rows of every array of each fold: `valid`, `all` or `every:K`."""
     refused: tuple[Refused, ...]
     """Pairs of arrays whose rows do not match, with the reason."""
 
 
-def plan_frames(selection: Selection, frames_per_sample: int) -> FramePlan:
-    """Return one fold for each site and group of captures whose rows match."""
+def plan_frames(selection: Selection, most: int) -> FramePlan:
+    """Return one fold for each site and group of captures whose rows match.
+
+    Parameters
+    ----------
+    selection
+        What is compared.
+    most
+        Frames of each sample, at least 1; fewer where they do not fit.
+    """
     groups, refused = match_rows(selection)
-    draws = _fit_draws(selection, groups, frames_per_sample)
-    return FramePlan(tuple(_make_fold(selection, one, draws) for one in groups), refused)
+    draws = {
+        whole: _fit_draws(selection, [one for one in groups if one.whole == whole], most)
+        for whole in (False, True)
+    }
+    folds = tuple(_make_fold(selection, one, draws[one.whole]) for one in groups)
+    return FramePlan(folds, tuple(one.masks for one in groups), refused)
 
 
 def _fit_draws(selection: Selection, wanted: Sequence[RowGroup], most: int) -> int:
@@ -90,12 +105,15 @@ def conclude_frames(
         attrs["minibatch_between_groups"] = "HSIC of frames of different speakers, in batches"
         attrs["minibatch_jackknife_groups"] = max(fold.n_groups for fold in plan.folds)
         attrs["frames_per_sample"] = int(plan.folds[0].draws_nk.shape[1])
-    rows = [row for fold in plan.folds for row in _rows(fold, outcome.folds[fold], outcome)]
-    views = outcome.selection.source.views
-    for a, b, reason in plan.refused:
-        if not (a.capture.startswith(AGAINST) and b.capture.startswith(AGAINST)):
-            row = _row(a, b) | {"mask": mask_of(views[a.capture], a.site), "n": 0}
-            rows.append(row | {"exposed": "none", "reason": reason})
+    rows = [
+        row
+        for fold, masks in zip(plan.folds, plan.masks, strict=True)
+        for row in _rows(fold, masks, outcome.folds[fold], outcome)
+    ]
+    for one in plan.refused:
+        if not (one.a.capture.startswith(AGAINST) and one.b.capture.startswith(AGAINST)):
+            row = _row(one.a, one.b) | {"mask": one.mask, "n": 0}
+            rows.append(row | {"exposed": "none", "reason": one.reason})
     return [pd.DataFrame(rows)] if rows else []
 
 
@@ -112,7 +130,9 @@ def _row(a: ArrayKey, b: ArrayKey) -> dict[str, object]:
     return row | nothing
 
 
-def _rows(fold: FrameFold, found: FrameSums, outcome: Outcome) -> Iterator[dict[str, object]]:
+def _rows(
+    fold: FrameFold, masks: Sequence[str], found: FrameSums, outcome: Outcome
+) -> Iterator[dict[str, object]]:
     views = outcome.selection.source.views
     exposed = {
         name: describe_exposure(views[name], fold.samples)
@@ -132,7 +152,7 @@ def _rows(fold: FrameFold, found: FrameSums, outcome: Outcome) -> Iterator[dict[
             (f"{found.faults[k]}: {fold.arrays[k]}" for k in (i, j) if found.faults[k]), ""
         )
         head = _row(a, b) | {
-            "mask": mask_of(views[a.capture], a.site),
+            "mask": masks[i],
             "n": found.rows,
             "exposed": most_exposed(exposed[a.capture], exposed[b.capture]),
         }

@@ -12,7 +12,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ..fold import ArrayKey
-from ..plan import Outcome, mask_of
+from ..masks import pooled_frames
+from ..plan import Outcome
 from ..selection import Selection
 from ..source import View
 from ..statistics.resampling import MIN_GROUPS
@@ -126,9 +127,8 @@ def compare_pooled(
 
 def _mask(selection: Selection, key: ArrayKey) -> str:
     """Return which frames a pooled array is the mean of."""
-    stored = selection.stored_key(key)
-    view = selection.source.views[key.capture]
-    return stored.pool.removeprefix("mean_") if stored.pool else mask_of(view, key.site)
+    frames = pooled_frames(selection, key)
+    return key.pool.removeprefix("mean_") if frames is None else frames.masks[0]
 
 
 def _prepare(

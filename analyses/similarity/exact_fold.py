@@ -56,6 +56,8 @@ class ExactFold:
     layout: Layout
     samples: NDArray[np.int64]
     """Places on the sample axis that all captures have, ascending."""
+    counts: NDArray[np.int64]
+    """Rows of each of them that are compared, from its first."""
     group_n: NDArray[np.int64]
     """Group number 0 … G-1 of every sample, for the jackknife; all 0: none."""
     wide: bool
@@ -100,18 +102,20 @@ class ExactFold:
     def add(self, state: RowSums, block: Block) -> RowSums:
         """Return the sums and those of the block."""
         first, last = np.searchsorted(self.samples, [block.start, block.stop])
-        samples, groups = self.samples[first:last], self.group_n[first:last]
+        places = np.arange(first, last)
+        groups = self.group_n[first:last]
         pieces = [block[key] for key in self.arrays]
         for group in np.unique(groups).tolist():
-            for x_nd in self._tiles(pieces, samples[groups == group]):
+            for x_nd in self._tiles(pieces, places[groups == group]):
                 add_tile(state, self.layout, group, x_nd)
         return state
 
-    def _tiles(self, pieces: Sequence[Piece], samples: NDArray[np.int64]) -> Iterator[NDArray]:
+    def _tiles(self, pieces: Sequence[Piece], places: NDArray[np.int64]) -> Iterator[NDArray]:
         """Yield the rows of some samples, all arrays side by side, some thousand at a time."""
         xp = array_module(self.device)
         dtype = np.float64 if self.wide else np.float32
-        rows = [_find_rows(piece, samples) for piece in pieces]
+        samples, counts = self.samples[places], self.counts[places]
+        rows = [_find_rows(piece, samples, counts) for piece in pieces]
         n = rows[0].size
         whole_nd = xp.empty((min(n, self.tile_rows), sum(self.layout.widths)), dtype=dtype)
         shifts = [to_device(one.shift_d.astype(dtype), self.device) for one in self.origins]
@@ -141,10 +145,11 @@ class ExactFold:
         return ExactHsic(found, hsic_between(state, self.layout), faults)
 
 
-def _find_rows(piece: Piece, samples: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return which rows of a piece are those of given samples, in their order."""
-    at = np.searchsorted(piece.samples, samples)
-    starts, counts = piece.offsets[at], piece.offsets[at + 1] - piece.offsets[at]
+def _find_rows(
+    piece: Piece, samples: NDArray[np.int64], counts: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return which rows of a piece are the first ones of given samples, in their order."""
+    starts = piece.offsets[np.searchsorted(piece.samples, samples)]
     before = np.cumsum(counts) - counts
     return np.repeat(starts - before, counts) + np.arange(counts.sum())
 
@@ -156,7 +161,9 @@ def _take(piece: Piece, rows: NDArray[np.int64], device: str) -> NDArray:
     return piece.values[to_device(rows, device)]
 
 
-def find_origin(source: Source, key: ArrayKey, samples: NDArray[np.int64]) -> Origin:
+def find_origin(
+    source: Source, key: ArrayKey, samples: NDArray[np.int64], counts: NDArray[np.int64]
+) -> Origin:
     """Return mean and size of the rows of a few samples, which depend on their ids alone.
 
     Parameters
@@ -167,12 +174,14 @@ def find_origin(source: Source, key: ArrayKey, samples: NDArray[np.int64]) -> Or
         The array.
     samples
         Places on the sample axis that may be read.
+    counts
+        Rows of each of them that count, from its first.
     """
     order = np.argsort([hash_text(str(i)) for i in source.ids[samples]], kind="stable")
-    few = samples[order[:_ORIGIN_SAMPLES]]
+    few = order[:_ORIGIN_SAMPLES]
     n, mean_d, spread = 0, np.zeros(1), 0.0
-    for sample in few.tolist():
-        x_nd = source.read(key, sample, sample + 1).values.astype(np.float64)
+    for sample, count in zip(samples[few].tolist(), counts[few].tolist(), strict=True):
+        x_nd = source.read(key, sample, sample + 1).values[:count].astype(np.float64)
         rows = x_nd.shape[0]
         with np.errstate(invalid="ignore", over="ignore"):  # infinite features end as a reason
             delta_d = x_nd.mean(axis=0) - mean_d

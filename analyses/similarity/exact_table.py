@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ..fold import ArrayKey
-from ..plan import Outcome, describe_exposure, mask_of, most_exposed
+from ..plan import Outcome, describe_exposure, most_exposed
 from ..source import AGAINST
 from ..statistics.resampling import MIN_GROUPS, jackknife_spread
 from .cka_estimate import BETWEEN, Estimate, biased_ceiling, one_sided, to_ratio
@@ -37,10 +37,12 @@ def conclude_exact(
     counts = {}
     for group in plan.groups:
         n = group.tiles[0].n_groups
-        counts[group.rows.arrays[0].site] = n if n >= MIN_GROUPS else 0
+        site, mask = group.rows.arrays[0].site, group.rows.masks[0]
+        name = f"{site} ({mask})" if site in counts else site
+        counts[name] = n if n >= MIN_GROUPS else 0
     attrs["exact_jackknife_groups"] = ", ".join(f"{site} {n}" for site, n in counts.items())
     tables = [frame for group in plan.groups for frame in _frames(group, outcome)]
-    return [*tables, *_refused(plan.refused, outcome)]
+    return [*tables, *_refused(plan.refused)]
 
 
 def _frames(group: ExactGroup, outcome: Outcome) -> Iterator[pd.DataFrame]:
@@ -60,7 +62,10 @@ def _frames(group: ExactGroup, outcome: Outcome) -> Iterator[pd.DataFrame]:
     head = name_pairs(arrays, a_p, b_p).assign(
         granularity="frame", kernel="linear", n=found[0].sums.rows
     )
-    head = head.assign(**_describe_pairs(sides, group.rows.samples, outcome))
+    head = head.assign(
+        mask=np.asarray(group.rows.masks, dtype=object)[a_p],
+        exposed=_expose(sides, group.rows.samples, outcome),
+    )
     why = [faults[a] or faults[b] or "self-similarity not positive" for a, b in sides]
     for name, one in _estimate(group, found, [bool(faults[key]) for key in arrays]).items():
         value_p = one.value[a_p, b_p]
@@ -76,17 +81,14 @@ def _frames(group: ExactGroup, outcome: Outcome) -> Iterator[pd.DataFrame]:
         )
 
 
-def _describe_pairs(
+def _expose(
     sides: Sequence[tuple[ArrayKey, ArrayKey]], samples: NDArray[np.int64], outcome: Outcome
-) -> dict[str, list[str]]:
-    """Return the columns that say of which frames and of which samples each pair is."""
+) -> list[str]:
+    """Return whether the captures of each pair were trained on some of the samples."""
     views = outcome.selection.source.views
     names = {key.capture for pair in sides for key in pair}
     exposed = {name: describe_exposure(views[name], samples) for name in names}
-    return {
-        "mask": [mask_of(views[a.capture], a.site) for a, _ in sides],
-        "exposed": [most_exposed(exposed[a.capture], exposed[b.capture]) for a, b in sides],
-    }
+    return [most_exposed(exposed[a.capture], exposed[b.capture]) for a, b in sides]
 
 
 def _estimate(
@@ -147,27 +149,26 @@ def _join(
     return np.where(np.isnan(np.outer(kept_l, kept_l)), np.nan, whole)
 
 
-def _refused(refused: Sequence[Refused], outcome: Outcome) -> Iterator[pd.DataFrame]:
+def _refused(refused: Sequence[Refused]) -> Iterator[pd.DataFrame]:
     """Yield a row for each estimator of every pair whose rows do not match."""
-    views = outcome.selection.source.views
     kept = [
-        (a, b, why)
-        for a, b, why in refused
-        if not (a.capture.startswith(AGAINST) and b.capture.startswith(AGAINST))
+        one
+        for one in refused
+        if not (one.a.capture.startswith(AGAINST) and one.b.capture.startswith(AGAINST))
     ]
-    keys = list(dict.fromkeys(key for a, b, _ in kept for key in (a, b)))
+    keys = list(dict.fromkeys(key for one in kept for key in (one.a, one.b)))
     place = {key: at for at, key in enumerate(keys)}
-    a_p = np.asarray([place[a] for a, _, _ in kept], dtype=np.int64)
-    b_p = np.asarray([place[b] for _, b, _ in kept], dtype=np.int64)
+    a_p = np.asarray([place[one.a] for one in kept], dtype=np.int64)
+    b_p = np.asarray([place[one.b] for one in kept], dtype=np.int64)
     nothing = dict.fromkeys(("value", "value_low", "value_high", "p_value", "null_ceiling"), np.nan)
     for estimator in _ESTIMATORS if kept else ():
         yield name_pairs(keys, a_p, b_p).assign(
             granularity="frame",
             kernel="linear",
             estimator=estimator,
-            mask=[mask_of(views[a.capture], a.site) for a, _, _ in kept],
+            mask=[one.mask for one in kept],
             n=0,
             exposed="none",
-            reason=[why for _, _, why in kept],
+            reason=[one.reason for one in kept],
             **nothing,
         )

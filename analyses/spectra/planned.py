@@ -59,7 +59,7 @@ class ScatterPlan:
             info.width,
             find_rank(view, key),
             find_itemsize(view, key),
-            None if part else find_projection(self.selection.source, key),
+            find_projection(self.selection.source, key),
             self.selection.device,
             mask=part,
             frames=frames if part else None,

@@ -18,8 +18,11 @@ def rows_of(rng: np.random.Generator, width: int) -> np.ndarray:
     return rng.normal(size=(300, width)) * np.linspace(3, 0.3, width) + 5
 
 
-def write(path, b: np.ndarray | None, *, a_rows=None, layers=(2,)):
-    """Write A's outputs and the gradients at B's of one module, 30 samples of 10 rows."""
+def write(path, b: np.ndarray | None, *, a_rows=None, layers=(2,), valid_n=None):
+    """Write A's outputs and the gradients at B's of one module, 30 samples of 10 rows.
+
+    `valid_n`: how many rows of each sample hold audio, in a store of all frames.
+    """
     rng = np.random.default_rng(0)
     a_rows = rows_of(rng, RANK) if a_rows is None else a_rows
     g_rows = rows_of(rng, WIDTH) / 1e6  # gradients are small
@@ -27,14 +30,17 @@ def write(path, b: np.ndarray | None, *, a_rows=None, layers=(2,)):
         Site("lora_a.v_proj", list(layers) or None, RANK),
         Site("grad.lora_b.v_proj", list(layers) or None, WIDTH),
     ]
-    with create_store(path, capture="lora", sites=sites) as writer:
+    attrs = {} if valid_n is None else {"record": {"frames": "all"}}
+    with create_store(path, capture="lora", sites=sites, attrs=attrs) as writer:
         if b is not None:
             layer = "".join(f"{n}." for n in layers)
             writer.write_parameters({f"adapter.{layer}v_proj.lora_b": b})
         for i in range(30):
             at = slice(10 * i, 10 * i + 10)
             values = {"lora_a.v_proj": a_rows[at], "grad.lora_b.v_proj": g_rows[at]}
-            writer.append(f"s{i}", {k: v[None] if layers else v for k, v in values.items()})
+            rows = {k: v[None] if layers else v for k, v in values.items()}
+            columns = {} if valid_n is None else {"valid_frames": int(valid_n[i])}
+            writer.append(f"s{i}", rows, columns=columns)
     return path, a_rows, g_rows
 
 
@@ -149,6 +155,27 @@ def test_without_lora_sites_it_is_refused_by_name(tmp_path, make_store) -> None:
     path = make_store(tmp_path / "s", [np.ones((5, 2, 3))])
     with pytest.raises(MissingSitesError, match=r"needs rows of lora_a.*record.sites"):
         analyze(path, ["alignment"])
+
+
+def test_padding_is_told_apart(tmp_path) -> None:
+    """Padding lies far off in the direction that audio has least of."""
+    valid_n = np.random.default_rng(3).integers(3, 10, 30)
+    audio = np.concatenate([10 * i + np.arange(n) for i, n in enumerate(valid_n)])
+    a_rows = rows_of(np.random.default_rng(0), RANK)
+    a_rows[np.setdiff1d(np.arange(300), audio)] = [0, 0, 0, 50]
+    b = b_matrix()
+    path, a_rows, g_rows = write(tmp_path / "s", b, a_rows=a_rows, valid_n=valid_n)
+    found = to_tables(analyze(path, ["alignment", "svd"]))["alignment"]
+    assert len(found) == 4
+    for mask, rows in (("valid", audio), ("all", slice(None))):
+        part = found[found["mask"] == mask].set_index("direction")
+        for direction, every, p in (("forward", a_rows, b.T), ("backward", g_rows, b)):
+            x = every[rows]
+            expected = linear_cka([x.astype("f4"), x @ p])["biased"].value[0, 1]
+            assert part.loc[direction, "value"] == pytest.approx(expected, abs=1e-6)
+            assert part.loc[direction, "n"] == len(x)
+    forward = found[found["direction"] == "forward"].set_index("mask")["value"]
+    assert abs(forward["valid"] - forward["all"]) > 0.02
 
 
 def test_spectra_and_alignment_share_one_pass(tmp_path) -> None:

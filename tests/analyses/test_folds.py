@@ -58,6 +58,7 @@ FOLDS: dict[str, Any] = {
         KEYS,
         Layout((WIDTH,) * 3),
         np.arange(1, N),
+        np.maximum(COUNTS - 1, 1)[1:],
         np.arange(1, N) % 6,
         wide=True,
         tile_rows=4,
