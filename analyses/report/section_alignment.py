@@ -50,7 +50,7 @@ def _group(rows: pd.DataFrame, study: Study) -> FigureGroup:
             title = f"{module}, {direction}: {sides}"
             name = f"alignment-{len(panels)}"
             panels.append(curve_panel(name, title, lines, y_label="CKA", y_limits=(0.0, 1.02)))
-    text = caption(rows, estimator="biased CKA of all rows, exact", value="value", unit="rows")
+    text = caption(rows, estimator="biased CKA, exact", value="value", unit="rows")
     return FigureGroup(
         "Observed, and a B of random orientation (dotted, with the range of 95 % of its draws)",
         panels,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -108,6 +110,33 @@ def test_a_site_without_layers_in_float64(store):
     rows = np.concatenate(list(store.batches("y", None, 50)))
     assert rows.dtype == np.float64
     assert len(rows) == ROWS.sum()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+def test_threads_and_blocks_change_nothing(tmp_path, monkeypatch, dtype):
+    store = write(tmp_path / "s", dtype)
+    batches = store.batches("x", 5, 50, buffer_bytes=700)
+    found = {}
+    for threads, block in ((1, 2**19), (4, 2**19), (3, 30), (2, 1)):
+        monkeypatch.setattr(module, "_count_threads", lambda threads=threads: threads)
+        monkeypatch.setattr(module, "_BLOCK_BYTES", block)
+        found[threads, block] = list(batches.with_samples())
+    first, *others = found.values()
+    rows = np.concatenate([rows for rows, _ in first])
+    assert rows.dtype == (np.float64 if dtype == "float64" else np.float32)
+    np.testing.assert_array_equal(rows[np.lexsort((rows[:, 1], rows[:, 0]))], everything(store))
+    for other in others:
+        for (x, numbers), (y, same) in zip(first, other, strict=True):
+            np.testing.assert_array_equal(x, y)
+            np.testing.assert_array_equal(numbers, same)
+
+
+def test_a_loop_that_ends_early_leaves_no_thread(store):
+    before = threading.active_count()
+    loop = iter(store.batches("x", 5, 8))
+    next(loop)
+    loop.close()
+    assert threading.active_count() == before
 
 
 def test_what_is_missing_or_wrong_is_said_at_once(store, tmp_path):
