@@ -1,6 +1,6 @@
 """Time of leave-one-speaker-out ridge, beside refits of scikit-learn's RidgeClassifier.
 
-Run: `python benchmarks/probes.py [layers]`. 5,000 samples of 1,280 features in 10 groups, float64,
+Run: `OMP_NUM_THREADS=1 python benchmarks/probes.py [layers]`, as `analyze` runs each task. 5,000 samples of 1,280 features in 10 groups, float64,
 both in this process and layer by layer in turn; seeded; decisions are compared.
 """
 
