@@ -1,7 +1,8 @@
 """Time of leave-one-speaker-out ridge, beside refits of scikit-learn's RidgeClassifier.
 
-Run: `OMP_NUM_THREADS=1 python benchmarks/probes.py [layers]`, as `analyze` runs each task. 5,000 samples of 1,280 features in 10 groups, float64,
-both in this process and layer by layer in turn; seeded; decisions are compared.
+Run: `OMP_NUM_THREADS=1 python benchmarks/probes.py [layers]`, as `analyze` runs each task. 5,000
+samples of 1,280 features in 10 groups, float64, both in this process and layer by layer in turn;
+seeded; decisions are compared.
 """
 
 import sys
