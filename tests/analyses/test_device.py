@@ -69,18 +69,36 @@ def test_a_run_in_small_blocks_and_panels(study, fake) -> None:
     )
 
 
-def test_whole_samples_and_frames_of_speakers(tmp_path, make_store, fake) -> None:
-    rng = np.random.default_rng(3)
-    layers = [rng.normal(size=(24, 4, 6)).astype(np.float32) for _ in range(2)]
-    path = make_store(tmp_path / "s", layers, speakers=[f"s{i % 6}" for i in range(24)])
-    options = ["cka.flattened=true"]
+def compare_on_request(path: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return table `cka` of both: frames from every pair, whole samples, and a tail of spectra."""
+    wanted: dict[str, Any] = {"exact": True, "options": ["cka.flattened=true", "svd.tail=true"]}
     cpu, cuda = (
-        to_tables(analyze(path, ["cka"], options=options, device=device))["cka"]
+        to_tables(analyze(path, ["cka", "svd"], device=device, workers=2, **wanted))
         for device in ("cpu", "cuda")
     )
-    assert {"flattened", "frame", "pooled"} == set(cuda["granularity"])
-    for column in ("value", "value_low", "p_value"):
-        np.testing.assert_allclose(cuda[column], cpu[column], atol=1e-10)
+    assert {"flattened", "frame", "pooled"} == set(cuda["cka"]["granularity"])
+    assert {"debiased", "minibatch"} <= set(cuda["cka"]["estimator"])
+    assert_equal(cuda, cpu)
+    return cuda["cka"], cpu["cka"]
+
+
+@pytest.fixture
+def frames_of_speakers(tmp_path, make_store) -> Any:
+    rng = np.random.default_rng(3)
+    layers = [rng.normal(size=(24, 4, 6)).astype(np.float32) for _ in range(2)]
+    return make_store(tmp_path / "s", layers, speakers=[f"s{i % 6}" for i in range(24)])
+
+
+def test_whole_samples_and_all_frames(frames_of_speakers, fake) -> None:
+    found, expected = compare_on_request(frames_of_speakers)
+    for column in ("value", "value_low", "p_value"):  # the same products, by numpy in both
+        np.testing.assert_allclose(found[column], expected[column], atol=1e-10)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not cupy_sees_a_device(), reason="cupy is not installed or sees no device")
+def test_cupy_gives_whole_samples_and_all_frames(frames_of_speakers) -> None:
+    compare_on_request(frames_of_speakers)
 
 
 def test_an_unknown_device(study) -> None:
