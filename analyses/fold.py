@@ -45,6 +45,11 @@ class Piece:
     offsets: NDArray[np.int64]
     """Where each sample's rows start in `values`, and where the last ends, [samples + 1]."""
 
+    def count_rows(self, valid_n: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+        """Return the rows of each sample, [samples]; of `valid_n`, [axis], no more than it says."""
+        count_n = np.diff(self.offsets)
+        return count_n if valid_n is None else np.minimum(count_n, valid_n[self.samples])
+
 
 @dataclass(frozen=True, slots=True)
 class Block:

@@ -107,10 +107,8 @@ def mean_rows(piece: Piece, valid_n: NDArray[np.int64] | None = None) -> NDArray
         How many rows of each sample of the axis count, from its first; None: all.
     """
     out = np.full((piece.samples.size, piece.values.shape[1]), np.nan)
-    count_n = np.diff(piece.offsets)
-    if valid_n is not None:
-        count_n = np.minimum(count_n, valid_n[piece.samples])
-    runs = zip(piece.offsets[:-1], piece.offsets[:-1] + count_n, strict=True)
+    start_n = piece.offsets[:-1]
+    runs = zip(start_n, start_n + piece.count_rows(valid_n), strict=True)
     with np.errstate(invalid="ignore"):  # infinities of both signs have no mean
         for i, (start, stop) in enumerate(runs):
             if stop > start:

@@ -27,9 +27,7 @@ def choose_rows(
     block_n
         Block of each sample of the axis; None: block 0.
     """
-    start_n, count_n = piece.offsets[:-1], np.diff(piece.offsets)
-    if valid_n is not None:
-        count_n = np.minimum(count_n, valid_n[piece.samples])
+    start_n, count_n = piece.offsets[:-1], piece.count_rows(valid_n)
     own_n = np.zeros_like(start_n) if block_n is None else block_n[piece.samples]
     for number in np.unique(own_n[count_n > 0]).tolist():
         mine = (own_n == number) & (count_n > 0)
